@@ -4,7 +4,6 @@
 __all__ = ['cauldron_features', 'from_questions', 'easy_vqa', 'image_folder', 'load_data', 'Examples', 'collate']
 
 # %% ../nbs/11_data.ipynb #7894cb1e
-import random
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,17 +39,17 @@ def easy_vqa(split: str="train", # "train": 4,000 images and 38,575 questions; "
 # %% ../nbs/11_data.ipynb #2ec1dd09
 def image_folder(folder: str, # with images and a metadata.csv or metadata.jsonl: columns file_name, question, answer
                  ):           # -> Dataset in The Cauldron's schema
-    "Your own data. Missing files, columns or answers are a ValueError that names them."
-    import csv, json
-    folder = Path(folder)
-    file = next((f for f in (folder / "metadata.csv", folder / "metadata.jsonl") if f.exists()), None)
-    if file is None: raise ValueError(f"no metadata.csv or metadata.jsonl in {folder}: write one with the columns file_name, question, answer")
-    rows = list(csv.DictReader(file.open(newline=""))) if file.suffix == ".csv" else [json.loads(line) for line in file.open() if line.strip()]
+    "Your own data, read by `datasets`' imagefolder. Missing files, columns or answers are a ValueError that names them."
+    from datasets import Image, load_dataset
+    if not any((Path(folder) / f"metadata.{kind}").exists() for kind in ("csv", "jsonl")):
+        raise ValueError(f"no metadata.csv or metadata.jsonl in {folder}: write one with the columns file_name, question, answer")
+    rows = load_dataset("imagefolder", data_dir=str(folder), split="train").cast_column("image", Image(decode=False))
+    for column in ("question", "answer"):
+        if column not in rows.column_names: raise ValueError(f"the metadata in {folder} has the columns {rows.column_names}, not {column!r}: add it")
     for n, row in enumerate(rows, 1):
-        empty = [c for c in ("file_name", "question", "answer") if not str(row.get(c) or "").strip()]
-        if empty: raise ValueError(f"{file}, row {n}: {empty[0]} is empty or missing: {row}")
-        if not (folder / row["file_name"]).exists(): raise ValueError(f"{file}, row {n}: there is no file {row['file_name']!r} in {folder}")
-    return from_questions((folder / r["file_name"], r["question"], str(r["answer"]), folder.name) for r in rows)
+        if not Path(row["image"]["path"]).exists(): raise ValueError(f"row {n} of the metadata in {folder} names a file that is not there: {row['image']['path']}")
+        if not str(row["question"] or "").strip() or row["answer"] in (None, ""): raise ValueError(f"row {n} of the metadata in {folder} has no question or no answer: {row}")
+    return from_questions((r["image"]["path"], str(r["question"]), str(r["answer"]), Path(folder).name) for r in rows)
 
 # %% ../nbs/11_data.ipynb #4317c0e7
 def load_data(name: str,           # "easy-vqa", a folder, or "owner/name:subset" on the hub
@@ -85,16 +84,12 @@ class Examples(torch.utils.data.Dataset):
 
     def make(self, row: dict) -> dict | None:
         try:
-            images = [self.processor.image(image.get("bytes") or image["path"] if isinstance(image, dict) else image) for image in row["images"]]
-            n = len(images)
-            turns = [(self.processor.turn(t["user"], n), self.processor.answer(t["assistant"])) for t in row["texts"]]
-            head = self.processor.head(n)
-            turns = [(q, a) for q, a in turns if len(head) + len(q) + len(a) <= self.processor.max_length]
-            if not turns: raise ValueError(f"no question of the row fits max_length {self.processor.max_length}: raise it")
+            pixels = self.processor.pixels(row["images"])
+            turns = [self.processor.example(t["user"], t["assistant"], len(pixels)) for t in row["texts"]]
         except ValueError as e:
             self.skipped[str(e)] += 1
             return None
-        return dict(pixel_values=torch.stack(images) if images else None, head=head, turns=turns)
+        return dict(pixel_values=pixels, head=self.processor.head(len(pixels)), turns=turns)
 
 # %% ../nbs/11_data.ipynb #4fbdb4ed
 def collate(examples: list[dict | None],  # from `Examples`; None is left out
@@ -113,9 +108,10 @@ def collate(examples: list[dict | None],  # from `Examples`; None is left out
             segment += [n] * len(prompt + answer)
             position += range(len(e["head"]), len(e["head"]) + len(prompt + answer))
         columns.append((ids, labels, segment, position))
-        if e["pixel_values"] is not None: images.append(e["pixel_values"])
+        images.append(e["pixel_values"])
     if not columns: return None
     T = max(len(c[0]) for c in columns)
     ids, labels, segment, position = (torch.tensor([c + [fill] * (T - len(c)) for c in column]) for column, fill in zip(zip(*columns), (pad_token_id, -100, -1, 0)))
     shared = (segment[:, :, None] == segment[:, None]) | (segment == 0)[:, None] # one's own question, or the prefix
-    return dict(input_ids=ids, labels=labels, position_ids=position, attention_mask=(shared & torch.ones(T, T).bool().tril())[:, None]) | (dict(pixel_values=torch.cat(images)) if images else {})
+    batch = dict(input_ids=ids, labels=labels, position_ids=position, attention_mask=(shared & torch.ones(T, T).bool().tril())[:, None])
+    return batch | (dict(pixel_values=torch.cat(images)) if any(map(len, images)) else {})

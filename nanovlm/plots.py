@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE', 'PROJECTOR', 'TEXT', 'LOSS', 'WIDTH', 'STAGES', 'pipeline', 'finish', 'to_pixels', 'images', 'grid',
-           'matrices', 'lines', 'overlay']
+           'matrices', 'lines', 'overlay', 'tokens', 'bars', 'regions', 'strips', 'token_flow', 'loss_curve', 'answers',
+           'arrows', 'LiveLoss']
 
 # %% ../nbs/reference/plots.ipynb #7894cb1e
-import math
+import math, textwrap
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -90,6 +91,7 @@ def matrices(values: list[Tensor],    # each (rows, columns)
         ax.imshow(v, cmap=cmap, vmin=low, vmax=high, aspect="equal")
         if titles: ax.set_title(titles[i], fontsize=9)
         ax.set(xlabel=xlabel, ylabel=ylabel if i == 0 else "")
+        for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if numbers:
             for (r, c) in ((r, c) for r in range(v.shape[0]) for c in range(v.shape[1])):
                 ax.text(c, r, f"{v[r, c]:.2g}", ha="center", va="center", fontsize=8, color="white" if v[r, c] < (low + high) / 2 else "black")
@@ -128,3 +130,167 @@ def overlay(image: Tensor,   # (3, H, W)
             ax.add_patch(Rectangle((c * pw, r * ph), pw, ph, fill=False, ec="white", lw=2))
         ax.axis("off")
     return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #4317c0e7
+def tokens(rows: dict[str, list],     # name: what stands at each position; None leaves a gap
+           colors: dict[str, list]={}, # name: colour of each box; TEXT where not given
+           ):                         # -> figure
+    "Sequences as rows of boxes, one position above the other."
+    width = max(map(len, rows.values()))
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.42 * len(rows) + 0.1))
+    for r, (name, row) in enumerate(rows.items()):
+        ax.text(-0.1, -r, name, ha="right", va="center", fontsize=9)
+        for c, value in enumerate(row):
+            if value is None: continue
+            ax.add_patch(Rectangle((c + 0.04, -r - 0.4), 0.92, 0.8, fc=colors[name][c] if name in colors else TEXT, lw=0))
+            ax.text(c + 0.5, -r, value, ha="center", va="center", fontsize=9, color="white")
+    ax.set(xlim=(-0.2 * width, width), ylim=(0.5 - len(rows), 0.5))
+    ax.axis("off")
+    return finish(fig)
+
+def bars(labels: list[str],      # one a bar
+         values: list[Tensor],   # a panel each: one number a bar
+         titles: list[str]=(),   # one above each panel
+         ):                      # -> figure
+    "Panels of horizontal bars with one scale, the numbers written beside them; zero leaves a gap."
+    values = [torch.as_tensor(v).detach().float() for v in values]
+    fig, axes = plt.subplots(1, len(values), figsize=(WIDTH, 0.25 * len(labels) + 0.5), sharey=True, squeeze=False)
+    for i, (ax, v) in enumerate(zip(axes.flat, values)):
+        ax.barh(range(len(labels)), v, color=TEXT, tick_label=[str(label) for label in labels])
+        for n, x in enumerate(v): ax.text(x, n, f" {x:.2f}" if x else " –", va="center", fontsize=8)
+        if titles: ax.set_title(titles[i], fontsize=9)
+        ax.set(xlim=(0, 1.25 * max(v.max().item() for v in values)), xticks=[])
+        ax.tick_params(length=0)
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #2fbb2fd6
+def regions(image: Tensor,         # (3, H, W)
+            owners: list[Tensor],  # each (h, w): the number of the group that a patch belongs to
+            titles: list[str]=(),  # one above each
+            marked: list[int]=(),  # group to tint in each panel
+            color: str=PROJECTOR,  # of the borders and the tint
+            ):                     # -> figure
+    "A picture cut into patches by thin lines, with thick borders around the groups that patches form."
+    H, W = image.shape[-2:]
+    fig, axes = plt.subplots(1, len(owners), figsize=(WIDTH, WIDTH / max(2, len(owners)) * H / W + 0.3), squeeze=False)
+    for i, (ax, owner) in enumerate(zip(axes.flat, owners)):
+        (h, w), ph, pw = owner.shape, H / owner.shape[0], W / owner.shape[1]
+        ax.imshow(to_pixels(image), extent=(0, W, H, 0))
+        for y in range(h):
+            for x in range(w):
+                if marked and owner[y, x] == marked[i]: ax.add_patch(Rectangle((x * pw, y * ph), pw, ph, fc=color, alpha=0.6, lw=0))
+                right, below = x + 1 == w or owner[y, x] != owner[y, x + 1], y + 1 == h or owner[y, x] != owner[y + 1, x]
+                ax.plot([(x + 1) * pw] * 2, [y * ph, (y + 1) * ph], color=color if right else "white", lw=2 if right else 0.5)
+                ax.plot([x * pw, (x + 1) * pw], [(y + 1) * ph] * 2, color=color if below else "white", lw=2 if below else 0.5)
+        ax.add_patch(Rectangle((0, 0), W, H, fill=False, ec=color, lw=2, clip_on=False))
+        if titles: ax.set_title(titles[i], fontsize=9)
+        ax.set(xlim=(0, W), ylim=(H, 0))
+        ax.axis("off")
+    return finish(fig)
+
+def strips(rows: dict[str, list[Tensor]], # name: small pictures (3, h, w), from left to right
+           labels: dict[str, list]={},    # name: what to write under each picture
+           ):                             # -> figure
+    "Rows of small pictures."
+    width = max(map(len, rows.values()))
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.62 * len(rows) + 0.1))
+    for r, (name, pictures) in enumerate(rows.items()):
+        ax.text(-0.2, -r * 1.6 - 0.45, name, ha="right", va="center", fontsize=9)
+        for c, picture in enumerate(pictures):
+            ax.imshow(to_pixels(picture), extent=(c + 0.05, c + 0.95, -r * 1.6 - 0.9, -r * 1.6))
+            if name in labels: ax.text(c + 0.5, -r * 1.6 - 0.95, labels[name][c], ha="center", va="top", fontsize=7)
+    ax.set(xlim=(-0.2 * width, width), ylim=(-1.6 * len(rows), 0.1))
+    ax.axis("off")
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #4fbdb4ed
+def token_flow(pieces: list[str],      # the text of each token
+               colors: list[str],      # of each box
+               legend: dict[str, str]={}, # what a colour means: colour
+               ):                      # -> figure
+    "Text as coloured boxes, one a token, that wrap like words on a page. A line break shows as ⏎, a space as ·."
+    shown = [p.replace("\n", "⏎").replace(" ", "·") for p in pieces]
+    places, x, y, columns = [], 0.0, 0, 88 # a column is one letter of the fixed-width font
+    for text in shown:
+        if x + len(text) + 1 > columns: x, y = 0.0, y + 1
+        places.append((x, y))
+        x += len(text) + 1.1
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.27 * (y + 1 + bool(legend)) + 0.1))
+    for (x, y), text, color in zip(places, shown, colors):
+        ax.add_patch(Rectangle((x, y), len(text) + 0.9, 0.8, fc=color, lw=0))
+        ax.text(x + len(text) / 2 + 0.45, y + 0.4, text, ha="center", va="center", fontsize=8, family="monospace", color="white")
+    for i, (name, color) in enumerate(legend.items()):
+        ax.add_patch(Rectangle((i * columns / 4, y + 1.3), 1.6, 0.5, fc=color, lw=0))
+        ax.text(i * columns / 4 + 2.2, y + 1.55, name, va="center", fontsize=8)
+    ax.set(xlim=(0, columns), ylim=(y + 1 + bool(legend), -0.1))
+    ax.axis("off")
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #a8627948
+def loss_curve(history: list[dict], # from `train`
+               ):                   # -> figure
+    "Training loss of every step (thin) and its running mean (thick), with the validation loss where it was measured."
+    steps, loss = [h["step"] for h in history], torch.tensor([h["loss"] for h in history])
+    mean, decay = [], 0.95
+    for n, value in enumerate(loss.tolist()): mean.append(value if n == 0 else decay * mean[-1] + (1 - decay) * value)
+    valid = [(h["step"], h["valid_loss"]) for h in history if h.get("valid_loss") is not None]
+    fig, ax = plt.subplots(figsize=(WIDTH, 3))
+    ax.plot(steps, loss, color=TEXT, lw=0.5, alpha=0.6)
+    ax.plot(steps, mean, color=LOSS, label="training")
+    if valid: ax.plot(*zip(*valid), "o", color="black", ms=5, label="validation")
+    ax.set(xlabel="optimizer step", ylabel="loss per labelled token", yscale="log")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(frameon=False)
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #8f37c29a
+def answers(predictions: list[dict], # from `predict`
+            rows,                    # the rows they are about
+            count: int=8,            # pictures to show
+            columns: int=4,          # in a row
+            ):                       # -> figure
+    "Pictures with a question and the model's answer; a wrong one is red and carries the right one."
+    from nanovlm.vision import load_image
+    chosen = predictions[::max(1, len(predictions) // count)][:count]
+    fig, axes = plt.subplots(math.ceil(count / columns), columns, figsize=(WIDTH, 2.2 * math.ceil(count / columns)), squeeze=False)
+    for ax in axes.flat: ax.axis("off")
+    for ax, p in zip(axes.flat, chosen):
+        image = rows[p["row"]]["images"][0]
+        ax.imshow(load_image(image["bytes"] or image["path"]) if isinstance(image, dict) else image)
+        right = p["prediction"].lower() == p["answer"].lower()
+        ax.set_title("\n".join(textwrap.wrap(p["question"], 22)), fontsize=8)
+        ax.text(0.5, -0.04, p["prediction"] if right else f"{p['prediction']} (is: {p['answer']})", transform=ax.transAxes, ha="center", va="top", fontsize=9,
+                weight="bold", color="black" if right else LOSS)
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #4647281d
+def arrows(panels: list[Tensor],  # each (n, 2): one arrow from the origin a row
+           titles: list[str]=(),  # one above each
+           ):                     # -> figure
+    "Vectors of two numbers as arrows in a circle, from light to dark; numbered where there is room."
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, WIDTH / max(2, len(panels)) + 0.3), squeeze=False)
+    for i, (ax, vectors) in enumerate(zip(axes.flat, panels)):
+        radius = vectors.norm(dim=-1).max().item()
+        ax.add_patch(plt.Circle((0, 0), radius, fill=False, ec="#dddddd"))
+        numbered = None # the last tip that has its number: the next one keeps its distance
+        for n, (x, y) in enumerate(vectors.tolist()):
+            ax.annotate("", (x, y), (0, 0), arrowprops=dict(arrowstyle="->", color=IMAGE, alpha=0.3 + 0.7 * n / len(vectors), shrinkA=0, shrinkB=0))
+            if numbered and math.dist((x, y), numbered) < 0.19 * radius: continue
+            ax.text(1.15 * x, 1.15 * y, n, ha="center", va="center", fontsize=8)
+            numbered = x, y
+        if titles: ax.set_title(titles[i], fontsize=9)
+        ax.set(xlim=(-1.3 * radius, 1.3 * radius), ylim=(-1.3 * radius, 1.3 * radius), aspect="equal")
+        ax.axis("off")
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #4b95ec51
+class LiveLoss:
+    "A loss curve that redraws itself in a notebook: give it to `train` as its callback."
+    handle = None
+
+    def __call__(self, history: list[dict]): # from `train`
+        from IPython.display import display
+        if self.handle: self.handle.update(loss_curve(history))
+        else: self.handle = display(loss_curve(history), display_id=True)

@@ -2,17 +2,18 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'parameter_groups', 'make_optimizers', 'autocast', 'count_labels', 'mean_loss', 'to',
-           'batches', 'step', 'train']
+           'batches', 'training_step', 'train']
 
 # %% ../nbs/12_training.ipynb #7894cb1e
-import contextlib, json, math, random, time
+import contextlib, math, time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from .data import Examples, collate
+from .weights import write_json
 
 # %% ../nbs/12_training.ipynb #a4087a88
 @dataclass
@@ -39,6 +40,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "questions", "valid_every"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in ("lr_connector", "lr_vision", "lr_text", "weight_decay", "warmup", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
         for name, known in dict(optimizer=("muon", "adamw"), precision=("auto", "fp32", "bf16")).items():
             if getattr(self, name) not in known: raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {known}")
 
@@ -114,8 +117,14 @@ def batches(examples: Examples, config: TrainConfig):
                 yield batch
         if not usable: raise ValueError(f"none of the {len(examples)} rows can be used: {examples.skipped.most_common(3)}")
 
-def step(model: nn.Module, micro: list[dict], optimizers: list, scale: float, config: TrainConfig) -> tuple[float, float]:
-    "One optimizer step over several batches, as if they were one: each counts by its labelled tokens. Returns loss and gradient norm."
+# %% ../nbs/12_training.ipynb #a8627948
+def training_step(model: nn.Module,                 # VisionLanguageModel
+                  micro: list[dict[str, Tensor]],   # batches whose gradients are gathered
+                  optimizers: list[torch.optim.Optimizer],
+                  scale: float,                     # share of the peak learning rate
+                  config: TrainConfig,
+                  ) -> tuple[float, float]:         # loss per labelled token, length of the gradient
+    "One optimizer step over several batches as if they were one: each counts by its labelled tokens."
     total, loss_sum = sum(map(count_labels, micro)), 0.0
     for batch in micro:
         with autocast(model, config.precision): loss = model(**to(model, batch)) * (count_labels(batch) / total)
@@ -128,7 +137,7 @@ def step(model: nn.Module, micro: list[dict], optimizers: list, scale: float, co
         optimizer.zero_grad()
     return loss_sum, norm
 
-# %% ../nbs/12_training.ipynb #a8627948
+# %% ../nbs/12_training.ipynb #8f37c29a
 def train(model: nn.Module,              # VisionLanguageModel, changed in place
           processor,                     # its Processor
           rows,                          # Dataset in The Cauldron's schema
@@ -143,22 +152,28 @@ def train(model: nn.Module,              # VisionLanguageModel, changed in place
     examples, optimizers, history, best = Examples(rows, processor), make_optimizers(model, config), [], math.inf
     source, start = batches(examples, config), time.perf_counter()
     valid = Examples(valid_rows, processor) if valid_rows is not None else None
-    bar = tqdm(range(config.steps), disable=not config.progress, unit="step")
+    bar = tqdm(range(config.steps), disable=not config.progress, unit="step", mininterval=0.5)
+    folder = Path(config.output_dir) if config.output_dir else None
     model.train()
     for i in bar:
         began = time.perf_counter()
         micro = [next(source) for _ in range(config.accumulate)]
         scale = learning_rate(i, config)
-        loss, norm = step(model, micro, optimizers, scale, config)
+        loss, norm = training_step(model, micro, optimizers, scale, config)
         took = time.perf_counter() - began
+        if not math.isfinite(loss): raise ValueError(f"the loss of step {i + 1} is {loss}: lower the learning rates, or look for broken rows")
         history.append(dict(step=i + 1, loss=loss, lr=scale, grad_norm=norm, seconds=time.perf_counter() - start,
                             samples_per_s=sum(len(b["input_ids"]) for b in micro) / took, tokens_per_s=sum(b["input_ids"].numel() for b in micro) / took))
-        bar.set_postfix({"loss": f"{loss:.3f}", "tokens/s": f"{history[-1]['tokens_per_s']:,.0f}"}, refresh=False)
+        bar.set_postfix({"loss": f"{loss:.3f}", "samples/s": f"{history[-1]['samples_per_s']:.0f}", "tokens/s": f"{history[-1]['tokens_per_s']:,.0f}"}, refresh=False)
         if (i + 1) % config.valid_every == 0 or i + 1 == config.steps:
-            score = history[-1]["valid_loss"] = mean_loss(model, valid) if valid else -i
-            if score < best and config.output_dir:
-                model.save_pretrained(config.output_dir)
-                processor.save_pretrained(config.output_dir)
+            score = mean_loss(model, valid) if valid else -i # without validation rows the last one is the best
+            if valid: history[-1]["valid_loss"] = score
+            if score < best and folder:
+                model.save_pretrained(folder)
+                processor.save_pretrained(folder)
             best = min(best, score)
+            if folder: write_json(folder / "history.json", history)
             if callback: callback(history)
+    model.eval()
+    if examples.skipped: print(f"{examples.skipped.total()} row(s) could not be used and were skipped: {examples.skipped.most_common(3)}")
     return history

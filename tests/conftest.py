@@ -1,0 +1,41 @@
+"Shared by all tests: no network, few threads, and a model that was really trained, made once."
+import os
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "agg"}
+
+import subprocess, sys
+from pathlib import Path
+import pytest
+import torch
+from nanovlm.data import easy_vqa
+from nanovlm.demo import tiny_model
+
+REPO = Path(__file__).parent.parent
+
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)
+
+@pytest.fixture(scope="session")
+def rows():
+    "200 images of easy-VQA and their questions."
+    return easy_vqa("train").select(range(200))
+
+@pytest.fixture
+def tiny(rows):
+    "A tiny model with random weights, and its processor."
+    model, processor = tiny_model(rows)
+    return model.eval(), processor
+
+@pytest.fixture(scope="session")
+def cli():
+    "Run the command line in a process of its own."
+    def run(*args, **kwargs):
+        return subprocess.run([sys.executable, "-c", "from nanovlm.cli import main; main()", *map(str, args)], capture_output=True, text=True, timeout=600, **kwargs)
+    return run
+
+@pytest.fixture(scope="session")
+def demo(cli, tmp_path_factory):
+    "The main job, cut short: it learns colours, not yet all shapes. Gives its folder and what it printed."
+    folder = tmp_path_factory.mktemp("demo")
+    result = cli("demo", "--output-dir", folder, "--steps", 150)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout

@@ -1,0 +1,151 @@
+"Rows become batches without leaking an answer, losing a row in silence, or cutting an image."
+import json, shutil
+import pytest
+import torch
+from PIL import Image
+from nanovlm.data import Examples, collate, easy_vqa, from_questions, image_folder, load_data
+from nanovlm.processor import Processor, SPECIAL_TOKENS
+from nanovlm.vision import MAX_PIXELS, load_image, preprocess
+
+def loss_terms(model, batch):
+    "Sum of the loss, and labelled tokens."
+    n = int((batch["labels"][:, 1:] != -100).sum())
+    return model(**batch) * n, n
+
+@pytest.fixture
+def example(tiny, rows):
+    return Examples(rows, tiny[1])[3]
+
+def test_easy_vqa_is_whole():
+    for split, images, questions in (("train", 4000, 38_575), ("test", 1000, 9_673)):
+        data = easy_vqa(split)
+        assert len(data) == images and sum(map(len, data["texts"])) == questions
+    assert {t["source"] for t in data[0]["texts"]} <= {"yes/no", "color", "shape"}
+
+def test_shared_prefix_gives_the_loss_of_separate_rows(tiny, example):
+    together, n = loss_terms(tiny[0], collate([example], questions=100))
+    apart = [loss_terms(tiny[0], collate([example | dict(turns=[turn])])) for turn in example["turns"]]
+    assert n == sum(m for _, m in apart)
+    torch.testing.assert_close(together / n, sum(loss for loss, _ in apart) / n, atol=1e-5, rtol=0)
+
+def test_no_question_sees_another(tiny, example):
+    model, _ = tiny
+    batch = collate([example], questions=3)
+    before = model(**{k: v for k, v in batch.items() if k != "labels"})
+    T, head = batch["input_ids"].shape[1], len(example["head"])
+    ends = [i + 1 for i in range(head, T - 1) if batch["position_ids"][0, i + 1] == head] + [T]
+    changed = batch | dict(input_ids=batch["input_ids"].clone())
+    changed["input_ids"][0, head:ends[0]] = 300 # the whole first question
+    after = model(**{k: v for k, v in changed.items() if k != "labels"})
+    assert len(ends) == 3
+    torch.testing.assert_close(after[0, ends[0]:], before[0, ends[0]:], atol=1e-6, rtol=0)
+    assert not torch.allclose(after[0, head:ends[0]], before[0, head:ends[0]])
+
+def test_padding_changes_nothing(tiny, rows):
+    model, processor = tiny
+    examples = [Examples(rows, processor)[i] for i in range(4)]
+    together, n = loss_terms(model, collate(examples, questions=100))
+    apart = [loss_terms(model, collate([e], questions=100)) for e in examples]
+    torch.testing.assert_close(together / n, sum(loss for loss, _ in apart) / n, atol=1e-5, rtol=0)
+
+def test_only_answers_carry_loss(tiny, example):
+    processor, batch = tiny[1], collate([example], questions=100)
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    assert torch.equal(ids[labels != -100], labels[labels != -100])
+    assert (labels == processor.eos_token_id).sum() == len(example["turns"])
+    assert not (labels == processor.image_token_id).any()
+
+@pytest.mark.parametrize("typed", [*SPECIAL_TOKENS, "Assistant: <image><image>", "<|im_start|>User:"])
+def test_typed_special_tokens_stay_plain_text(tiny, typed):
+    processor = tiny[1]
+    special = {processor.tokenizer.token_to_id(t) for t in SPECIAL_TOKENS}
+    assert not special & set(processor.encode(f"what is {typed}?"))
+    assert processor.tokenizer.decode(list(processor.encode(typed))) == typed
+
+def test_truncation_spares_images_and_question(tiny):
+    processor = tiny[1]
+    processor.max_length = len(processor.prompt("what is it?", 2)) + 3
+    turn, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", 2)
+    ids = processor.head(2) + turn + answer
+    assert len(ids) == processor.max_length and ids.count(processor.image_token_id) == 2 * processor.image_seq_len
+    assert turn == processor.turn("what is it?", 2) and processor.eos_token_id not in answer
+    processor.max_length -= 3
+    with pytest.raises(ValueError, match="no room for an answer"): processor.example("what is it?", "a circle", 2)
+
+def test_prompt_longer_than_the_context(tiny):
+    with pytest.raises(ValueError, match="context is 512"): tiny[1]([], "why? " * 600)
+
+def bad_image(kind, folder):
+    "A file that is no good."
+    file = folder / "bad.png"
+    if kind == "truncated":
+        Image.effect_noise((64, 64), 50).save(file)
+        file.write_bytes(file.read_bytes()[:900])
+    elif kind == "text": file.write_text("not an image")
+    elif kind == "empty": file.touch()
+    elif kind == "enormous": Image.new("1", (MAX_PIXELS // 9000 + 1, 9000)).save(file)
+    return file
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "enormous", "missing"])
+def test_bad_images_are_refused(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"cannot read image .*bad.png") as caught: load_image(str(bad_image(kind, tmp_path)))
+    assert "\n" not in str(caught.value)
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16"])
+def test_any_mode_becomes_pixels(mode):
+    image = Image.new(mode, (40, 20)) if mode == "I;16" else Image.effect_noise((40, 20), 60).convert("RGB").convert(mode)
+    pixels = preprocess(image, 32)
+    assert pixels.shape == (3, 32, 32) and pixels.min() >= -1 and pixels.max() <= 1
+
+def test_upright():
+    image = Image.new("RGB", (40, 20), "white")
+    image.getexif()[0x0112] = 6 # turned by a quarter
+    assert load_image(image).size == (20, 40)
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "missing"])
+def test_an_unreadable_row_is_skipped_and_counted(tiny, rows, tmp_path, kind):
+    bad = from_questions([(bad_image(kind, tmp_path), "what is it?", "red", "test")])
+    from datasets import concatenate_datasets
+    examples = Examples(concatenate_datasets([rows.select(range(3)), bad]), tiny[1])
+    batch = collate([examples[i] for i in range(4)])
+    assert len(batch["input_ids"]) == 3 and len(batch["pixel_values"]) == 3
+    assert examples.skipped.total() == 1 and "bad.png" in str(examples.skipped)
+    assert collate([examples[3]]) is None
+
+@pytest.fixture
+def folder(tmp_path):
+    "Three images with five questions, in a folder of one's own."
+    for name, color in (("a.png", "red"), ("b.jpg", "blue"), ("c.webp", "green")): Image.new("RGB", (30, 40), color).save(tmp_path / name)
+    lines = [("a.png", "what colour?", "red"), ("b.jpg", "what colour?", "blue"), ("b.jpg", "is it blue?", "yes"), ("c.webp", "what colour, please?", "green"), ("a.png", "is it blue?", "no")]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(dict(zip(("file_name", "question", "answer"), line))) + "\n" for line in lines))
+    return tmp_path
+
+def as_csv(folder, lines):
+    (folder / "metadata.jsonl").unlink(missing_ok=True)
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+def test_image_folder(folder):
+    data = load_data(str(folder))
+    assert data.features == easy_vqa("test").features
+    assert sorted(len(t) for t in data["texts"]) == [1, 2, 2]
+    as_csv(folder, ["file_name,question,answer", 'a.png,"red, or blue?",red'])
+    assert image_folder(folder)[0]["texts"] == [dict(user="red, or blue?", assistant="red", source=folder.name)]
+
+@pytest.mark.parametrize("lines, complaint", [
+    (["file_name,question", "a.png,what?"], "'answer'"), (["file_name,question,answer", "a.png,what?,"], "row 1 .* no answer"),
+    (["file_name,question,answer", "a.png,what?,red", "zzz.png,what?,red"], "row 2 .*zzz.png")])
+def test_bad_metadata_is_named(folder, lines, complaint):
+    as_csv(folder, lines)
+    with pytest.raises(ValueError, match=complaint): image_folder(folder)
+
+def test_folder_without_metadata(tmp_path):
+    with pytest.raises(ValueError, match="metadata.csv"): load_data(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no data set"): load_data(str(tmp_path / "nothing"))
+
+def test_several_images_and_none_in_one_batch(tiny, rows):
+    model, processor = tiny
+    mixed = [dict(images=[i for r in rows.select(range(n)) for i in r["images"]], texts=[dict(user="is it?", assistant="yes", source="")]) for n in (0, 1, 3)]
+    batch = collate([Examples(mixed, processor)[i] for i in range(3)])
+    assert len(batch["pixel_values"]) == 4
+    assert model(**batch).isfinite()
+    assert "pixel_values" not in collate([Examples(mixed, processor)[0]])
