@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['IMAGE', 'PROJECTOR', 'TEXT', 'LOSS', 'WIDTH', 'STAGES', 'pipeline', 'finish', 'to_pixels', 'images', 'grid',
-           'matrices', 'lines', 'overlay', 'tokens', 'bars', 'regions', 'strips', 'token_flow', 'loss_curve', 'answers',
-           'arrows', 'LiveLoss']
+           'matrices', 'plain_ticks', 'lines', 'overlay', 'tokens', 'bars', 'regions', 'strips', 'token_flow',
+           'loss_curve', 'answers', 'arrows', 'LiveLoss', 'masks', 'intervals']
 
 # %% ../nbs/reference/plots.ipynb #7894cb1e
 import math, textwrap
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
 # %% ../nbs/reference/plots.ipynb #a4087a88
@@ -97,6 +99,10 @@ def matrices(values: list[Tensor],    # each (rows, columns)
                 ax.text(c, r, f"{v[r, c]:.2g}", ha="center", va="center", fontsize=8, color="white" if v[r, c] < (low + high) / 2 else "black")
     return finish(fig)
 
+def plain_ticks(axis): # of a matplotlib figure, in logarithmic scale
+    "Write 0.3 and 20, not powers of ten."
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter): set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+
 def lines(x,                       # values along the horizontal axis
           curves: dict[str, list], # name: values along the vertical axis
           xlabel: str, ylabel: str,
@@ -106,8 +112,10 @@ def lines(x,                       # values along the horizontal axis
     fig, ax = plt.subplots(figsize=(WIDTH, 3))
     for (name, y), color, dash in zip(curves.items(), [IMAGE, PROJECTOR, LOSS, TEXT, "black"], ["-", "--", "-.", ":", "-"]):
         ax.plot(x, y, dash, color=color, label=name)
-    if "x" in log: ax.set_xscale("log")
-    if "y" in log: ax.set_yscale("log")
+    for name, axis, scale in (("x", ax.xaxis, ax.set_xscale), ("y", ax.yaxis, ax.set_yscale)):
+        if name in log:
+            scale("log")
+            plain_ticks(axis)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     if len(curves) > 1: ax.legend(frameon=False)
@@ -231,16 +239,17 @@ def token_flow(pieces: list[str],      # the text of each token
 # %% ../nbs/reference/plots.ipynb #a8627948
 def loss_curve(history: list[dict], # from `train`
                ):                   # -> figure
-    "Training loss of every step (thin) and its running mean (thick), with the validation loss where it was measured."
-    steps, loss = [h["step"] for h in history], torch.tensor([h["loss"] for h in history])
-    mean, decay = [], 0.95
-    for n, value in enumerate(loss.tolist()): mean.append(value if n == 0 else decay * mean[-1] + (1 - decay) * value)
+    "Training loss of every step (thin) and its mean over near steps (thick), with the validation loss where it was measured."
+    steps, loss = [h["step"] for h in history], [h["loss"] for h in history]
+    near = max(1, len(loss) // 50)
+    mean = [sum(part) / len(part) for n in range(len(loss)) if (part := loss[max(0, n - near):n + near + 1])]
     valid = [(h["step"], h["valid_loss"]) for h in history if h.get("valid_loss") is not None]
     fig, ax = plt.subplots(figsize=(WIDTH, 3))
     ax.plot(steps, loss, color=TEXT, lw=0.5, alpha=0.6)
     ax.plot(steps, mean, color=LOSS, label="training")
     if valid: ax.plot(*zip(*valid), "o", color="black", ms=5, label="validation")
     ax.set(xlabel="optimizer step", ylabel="loss per labelled token", yscale="log")
+    plain_ticks(ax.yaxis)
     ax.grid(alpha=0.3, which="both")
     ax.legend(frameon=False)
     return finish(fig)
@@ -294,3 +303,48 @@ class LiveLoss:
         from IPython.display import display
         if self.handle: self.handle.update(loss_curve(history))
         else: self.handle = display(loss_curve(history), display_id=True)
+
+# %% ../nbs/reference/plots.ipynb #b0454997
+def masks(allowed: list[Tensor],  # each (T, S) boolean: may the row's token look at the column's?
+          labels: list[str],      # name of each token; "" leaves the axis bare
+          colors: list[str],      # of each token, as the one looked at
+          titles: list[str]=(),   # one above each
+          marked: list[Tensor]=(), # each (T, S) boolean: squares that get a cross
+          ):                      # -> figure
+    "Who may look at whom: a row for each token that looks, a coloured square for each that it sees."
+    fig, axes = plt.subplots(1, len(allowed), figsize=(min(WIDTH, 4 * len(allowed)), 3.7), squeeze=False)
+    paint = torch.tensor([to_rgb(c) for c in colors])
+    for i, (ax, mask) in enumerate(zip(axes.flat, allowed)):
+        ax.imshow(torch.where(mask[..., None].cpu(), paint, torch.tensor(to_rgb("#eeeff1"))))
+        for t, s in (marked[i].nonzero().tolist() if marked else []): ax.text(s, t, "×", ha="center", va="center", fontsize=11, color="white")
+        named = [n for n, label in enumerate(labels) if label]
+        ax.set_xticks(named, [labels[n] for n in named])
+        ax.set_yticks(named, [labels[n] for n in named])
+        ax.tick_params(length=0, labelsize=8)
+        ax.set_xticks(torch.arange(0.5, mask.shape[1] - 1), minor=True)
+        ax.set_yticks(torch.arange(0.5, mask.shape[0] - 1), minor=True)
+        ax.grid(which="minor", color="white", lw=1.5 if named else 0.2)
+        ax.tick_params(which="minor", length=0)
+        ax.spines[:].set_visible(False)
+        ax.set(xlabel="looked at", ylabel="looking" if i == 0 else "")
+        if titles: ax.set_title(titles[i], fontsize=9)
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #d58ac8ce
+def intervals(scores: dict[str, tuple[float, tuple[float, float]]], # name: value, and the ends of its interval
+              xlabel: str,   # what is measured
+              ):             # -> figure
+    "Values with their intervals, one below the other, the first one stressed."
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.32 * len(scores) + 0.7))
+    for n, (value, (low, high)) in enumerate(scores.values()):
+        ax.plot((low, high), (n, n), color=TEXT if n else LOSS, lw=5, alpha=0.4, solid_capstyle="butt")
+        ax.plot(value, n, "o", color=TEXT if n else LOSS)
+        ax.text(1.02, n, f"{value:.1%}", va="center", fontsize=9)
+    ax.set(xlim=(0, 1), yticks=range(len(scores)), yticklabels=scores, xlabel=xlabel)
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    ax.grid(alpha=0.3, axis="x")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.margins(y=0.15)
+    ax.invert_yaxis()
+    return finish(fig)

@@ -1,0 +1,104 @@
+"The repository keeps its own promises: one source for every fact, a quick import, a model of readable size."
+import ast, configparser, json, re, subprocess, sys, tokenize
+from pathlib import Path
+import pytest
+from conftest import REPO
+
+settings = configparser.ConfigParser(delimiters=["="])
+settings.read(REPO / "settings.ini", encoding="utf-8")
+S = settings["DEFAULT"]
+NOTEBOOKS = sorted((REPO / "nbs").rglob("*.ipynb"))
+CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+MODEL = "patches attention vision rope kv_cache language generation connector model".split()
+
+def cells(path): return json.loads(path.read_text())["cells"]
+def prose(path): return "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
+def text(path): return "\n".join("".join(c["source"]) for c in cells(path))
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_badge_and_setup_cell_say_what_settings_say(path):
+    source = text(path)
+    place = f"https://colab.research.google.com/github/{S['user']}/{S['repo']}/blob/{S['branch']}/nbs/{path.name}"
+    assert place in source
+    assert source.count(f'%pip install -q "{S["lib_name"]}[course] @ git+{S["git_url"]}"') == 1
+
+def test_every_address_of_ours_is_the_one_in_settings():
+    ours = [REPO / n for n in ("README.md", "_quarto.yml", "CONTRIBUTING.md", "nanovlm/__init__.py")] + NOTEBOOKS
+    for path in ours:
+        for user, repo in re.findall(r"github\.com/([\w-]+)/(nanovlm)\b", path.read_text()): assert (user, repo) == (S["user"], S["repo"]), path
+        for host in re.findall(r"https://[\w-]+\.github\.io/nanovlm", path.read_text()): assert host == S["doc_host"] + S["doc_baseurl"], path
+
+def test_quarto_says_what_settings_say():
+    quarto = (REPO / "_quarto.yml").read_text()
+    for line in (f"title: {S['title']}", f"site-url: {S['doc_host']}{S['doc_baseurl']}", f"repo-url: {S['git_url']}", f"repo-branch: {S['branch']}", f"description: {S['description']}"): assert line in quarto, line
+    for path in NOTEBOOKS: assert str(path.relative_to(REPO / "nbs")) in quarto, f"{path} is not in the sidebar"
+    assert (REPO / "nbs/_quarto.yml").is_symlink()
+
+def test_versions_agree():
+    import nanovlm
+    assert nanovlm.__version__ == S["version"]
+
+def test_readme_links_every_chapter():
+    readme = (REPO / "README.md").read_text()
+    for path in CHAPTERS: assert f"nbs/{path.name}" in readme and f"blob/{S['branch']}/nbs/{path.name}" in readme, path.name
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)", readme): assert (REPO / target).exists(), target
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    for target in re.findall(r"\]\(((?!https?:|#)[^)#]+)", prose(path)): assert (path.parent / target).exists(), target
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_figures_have_alternative_text(path):
+    for c in cells(path):
+        if any("image/png" in o.get("data", {}) for o in c.get("outputs", [])): assert "#| fig-alt:" in "".join(c["source"]), "".join(c["source"])
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_import_cells_hold_imports_alone(path):
+    "nbdev runs cells with imports again when it builds the site."
+    for c in cells(path):
+        source = "".join(c["source"])
+        if c["cell_type"] != "code" or "google.colab" in source or "#| export" in source: continue
+        body = ast.parse(re.sub(r"^[#%!].*$", "", source, flags=re.M)).body
+        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Try) and all(isinstance(x, (ast.Import, ast.ImportFrom)) for x in n.body) for n in body}
+        assert len(kinds) < 2, source
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_outputs_have_no_errors_or_noise(path):
+    for c in cells(path):
+        for o in c.get("outputs", []): assert o["output_type"] != "error" and o.get("name") != "stderr", "".join(c["source"])
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_chapters_are_stored_with_outputs(path):
+    assert sum(bool(c.get("outputs")) for c in cells(path)) >= 8
+
+def code_lines(path):
+    "Lines of code: not blank, not comment, not docstring. A signature counts as one line, however many its parameters' comments take."
+    tree, aside = ast.parse(path.read_text()), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            aside |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        if isinstance(node, ast.FunctionDef): aside |= set(range(node.lineno + 1, node.body[0].lineno))
+    with open(path, "rb") as f:
+        layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
+        used = {line for t in tokenize.tokenize(f.readline) if t.type not in layout for line in range(t.start[0], t.end[0] + 1)}
+    return len(used - aside)
+
+def test_the_model_can_be_read_in_an_evening():
+    sizes = {m: code_lines(REPO / f"nanovlm/{m}.py") for m in MODEL}
+    assert sum(sizes.values()) <= 450, sizes
+
+def test_model_modules_import_torch_and_the_standard_library_alone():
+    for m in MODEL:
+        for node in ast.parse((REPO / f"nanovlm/{m}.py").read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else ["nanovlm" if node.level else node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names: assert name.split(".")[0] in {"torch", "nanovlm", "__future__"} | set(sys.stdlib_module_names), f"{m} imports {name}"
+
+def test_import_is_quick():
+    code = "import torch, time, sys; t = time.perf_counter(); import nanovlm; print(time.perf_counter() - t, any(m in sys.modules for m in ('transformers', 'datasets', 'matplotlib')))"
+    seconds, heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert float(seconds) <= 0.2 and heavy == "False"
+
+def test_public_surface():
+    import nanovlm
+    for name in ("VLMConfig", "VisionLanguageModel", "Processor", "generate", "ask", "TrainConfig", "train", "evaluate"): assert callable(getattr(nanovlm, name))
+    with pytest.raises(AttributeError, match="'teleport'"): nanovlm.teleport
