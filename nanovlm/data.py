@@ -72,30 +72,34 @@ def load_data(name: str,           # "easy-vqa", a folder, or "owner/name:subset
 # %% ../nbs/11_data.ipynb #4fbdb4ed
 @dataclass
 class Examples(torch.utils.data.Dataset):
-    "Rows made ready for the model, kept in memory once made. An unusable row is None and is counted."
+    "Rows made ready for the model, kept in memory where they fit. An unusable row is None and is counted."
     rows: list              # Dataset in The Cauldron's schema
     processor: Processor
-    cache: bool = True      # keep what was made: right where all of it fits in memory
-    skipped: Counter = field(default_factory=Counter) # why rows could not be used: how many
+    cache: bool = None      # keep what was made; None = if all of it takes less than 1 GB at one image a row
     made: dict = field(default_factory=dict)
+    unusable: dict = field(default_factory=dict) # number of a row that could not be used: why
+
+    def __post_init__(self):
+        if self.cache is None: self.cache = len(self.rows) * 12 * self.processor.image_size**2 < 2**30 # 3 colours of 4 bytes
+
+    @property
+    def skipped(self) -> Counter: # why rows could not be used: how many
+        return Counter(self.unusable.values())
 
     def __len__(self): return len(self.rows)
 
     def __getitem__(self, i: int) -> dict | None: # pixel_values (images, 3, H, W), head (ids), turns (list of prompt and answer ids)
-        if i not in self.made:
-            example = self.make(self.rows[i])
-            if not self.cache: return example
-            self.made[i] = example
-        return self.made[i]
+        if i in self.unusable: return None
+        if i in self.made: return self.made[i]
+        try: example = self.make(self.rows[i])
+        except ValueError as error: self.unusable[i], example = str(error), None
+        if self.cache and example: self.made[i] = example
+        return example
 
-    def make(self, row: dict) -> dict | None:
-        try:
-            if not row["texts"] or not all(t["user"] and t["assistant"] for t in row["texts"]): raise ValueError("a row lacks a question or an answer")
-            pixels = self.processor.pixels(row["images"])
-            turns = [self.processor.example(t["user"], t["assistant"], len(pixels)) for t in row["texts"]]
-        except ValueError as e:
-            self.skipped[str(e)] += 1
-            return None
+    def make(self, row: dict) -> dict: # likewise; a row that is no good is a ValueError
+        if not row["texts"] or not all(t["user"] and t["assistant"] for t in row["texts"]): raise ValueError("a row lacks a question or an answer")
+        pixels = self.processor.pixels(row["images"])
+        turns = [self.processor.example(t["user"], t["assistant"], len(pixels)) for t in row["texts"]]
         return dict(pixel_values=pixels, head=self.processor.head(len(pixels)), turns=turns)
 
 # %% ../nbs/11_data.ipynb #a8627948
