@@ -97,9 +97,9 @@ class Bench:
 
 # %% ../nbs/reference/cli.ipynb #2fbb2fd6
 def one_line(box: str) -> str:
-    "Tyro's boxed complaint as a single line."
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines() if line.startswith("│")]
-    return re.sub(r"Error parsing \S*\.config: ", "", " ".join(line for line in lines if line))
+    "Tyro's boxed complaint as a single line, without its title and frame."
+    lines = [line.strip("│╭╮╰╯─|+ ") for line in box.splitlines()[1:] if line.strip(" -")]
+    return re.sub(r"Error parsing \S*\.config: ", "", " ".join(filter(None, lines)))
 
 def main(args: list[str]=None): # by default the words after the program's name
     "The `nanovlm` command."
