@@ -81,7 +81,7 @@ def report(metrics: dict) -> str: # what metrics.json holds
     "The figures as lines of text."
     kinds = [f"  {kind:<10} {v['accuracy']:8.2%}   95 % interval {v['interval'][0]:.2%} – {v['interval'][1]:.2%}   {v['count']:,} questions" for kind, v in sorted(metrics["by_type"].items())]
     base = [f"  {label:<44} {metrics[name]:8.2%}" for name, label in dict(blind_exact_match="the same model, blank image", other_image_exact_match="the same model, another image",
-            question_only="best answer to the same words in training", majority="commonest answer in training").items()]
+            question_only="best answer to the same words in training", majority="commonest answer in training").items() if name in metrics]
     total = f"exact match  {metrics['exact_match']:8.2%}   95 % interval {metrics['interval'][0]:.2%} – {metrics['interval'][1]:.2%}   {metrics['count']:,} questions"
     return "\n".join([total, *kinds, "without the right image:", *base])
 

@@ -13,8 +13,8 @@ def test_demo_writes_everything(demo):
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("exact_match", "by_type", "blind_exact_match", "majority", "train_seconds", "parameters", "peak_memory_mb", "seed", "versions"): assert name in metrics, name
     assert metrics["count"] == 9673 and set(metrics["by_type"]) == {"yes/no", "color", "shape"}
-    assert metrics["exact_match"] > 0.6 > 0.45 > metrics["blind_exact_match"] - 0.2
-    assert metrics["by_type"]["color"]["accuracy"] > 0.7
+    assert metrics["exact_match"] > 0.72 and metrics["by_type"]["color"]["accuracy"] > 0.9 # trained for seconds: colours, but not yet shapes
+    assert metrics["blind_exact_match"] < 0.7 and metrics["other_image_exact_match"] < 0.7
     assert 0.37 < metrics["majority"] < 0.38 and 0.66 < metrics["question_only"] < 0.68
     assert f"{metrics['exact_match']:.2%}" in printed and "nanovlm ask" in printed
     page = (folder / "index.html").read_text()
