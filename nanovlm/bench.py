@@ -174,7 +174,10 @@ def generation_speed(ours, theirs, rounds: int, steps: int=48) -> list[str]:
     tokens, others = generate(ours, **eight, max_new_tokens=steps, eos_token_id=ends), their_tokens(theirs, eight, steps, ends)
     same = useful(tokens, ends) == useful(others, ends) and all(torch.equal(a[:n], b[:n]) for a, b, n in zip(tokens, others, [useful(t[None], ends) for t in tokens]))
     mine, other = alternate(lambda: generate(ours, **eight, max_new_tokens=steps, eos_token_id=ends), lambda: their_tokens(theirs, eight, steps, ends), rounds)
+    first, first_other = alternate(lambda: generate(ours, **eight, max_new_tokens=1), lambda: their_tokens(theirs, eight, 1, None), rounds)
     said = useful(tokens, ends)
+    more = said - 8 # after the first token of each row, which reading the prompt gives
+    lines.append(f"decoding, batch 8, {said} tokens of different length        ours {more / (mine - first):6.1f} tokens/s   transformers {more / (other - first_other):6.1f} tokens/s   ratio {(other - first_other) / (mine - first):5.2f}")
     return lines + [f"whole answers, batch 8, {said} tokens of different length   ours {said / mine:6.1f} tokens/s   transformers {said / other:6.1f} tokens/s   ratio {other / mine:5.2f}   same tokens: {same}"]
 
 # %% ../nbs/reference/bench.ipynb #8f37c29a
