@@ -200,6 +200,7 @@ def mean_loss(model: nn.Module,   # VisionLanguageModel
         if batch is None: continue
         n = count_labels(batch)
         total, tokens = total + float(model(**to(model, batch))) * n, tokens + n
+    if not tokens: raise ValueError(f"none of the {len(examples)} validation rows can be used: {examples.skipped.most_common(3)}")
     return total / tokens
 
 # %% ../nbs/12_training.ipynb #fa139083

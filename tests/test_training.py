@@ -92,6 +92,12 @@ def test_nothing_but_bad_rows_is_an_error(rows, tmp_path):
     with pytest.raises(ValueError, match="none of the 1 rows.*bad.png"):
         train(model, processor, from_questions([(tmp_path / "bad.png", "what?", "red", "")]), TrainConfig(**QUIET, steps=2))
 
+def test_nothing_but_bad_validation_rows_is_an_error(rows, tmp_path):
+    from nanovlm.training import mean_loss
+    (tmp_path / "bad.png").write_text("not an image")
+    model, processor = tiny_model(rows)
+    with pytest.raises(ValueError, match="none of the 1 validation rows.*bad.png"): mean_loss(model, Examples(from_questions([(tmp_path / "bad.png", "what?", "red", "")]), processor))
+
 def test_nothing_to_learn_is_an_error(tiny):
     model, processor = tiny
     ids = torch.tensor([processor.prompt("what is it?", 0)])
