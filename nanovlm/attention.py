@@ -6,7 +6,6 @@
 __all__ = ['attention_weights', 'split_heads', 'merge_heads', 'MultiHeadAttention']
 
 # %% ../nbs/02_attention.ipynb #7894cb1e
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,15 +34,12 @@ def merge_heads(x: Tensor,   # (B, nh, T, hd)
 # %% ../nbs/02_attention.ipynb #2ec1dd09
 class MultiHeadAttention(nn.Module):
     "Every patch looks at every patch, in several heads at once (SigLIP's attention)."
-    def __init__(self,
-                 hidden_size: int,         # width D of a patch vector
-                 num_attention_heads: int, # heads nh, each D/nh wide
-                 ):
+    def __init__(self, hidden_size: int,   # width D of a patch vector
+                 num_attention_heads: int): # heads nh, each D/nh wide
         super().__init__()
         self.head_dim = hidden_size // num_attention_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
 
-    def forward(self, x: Tensor, # (B, N, D)
-                ) -> Tensor:     # (B, N, D)
+    def forward(self, x: Tensor) -> Tensor: # (B, N, D), in and out
         q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))

@@ -15,7 +15,7 @@ from .evaluation import evaluate
 from .model import VisionLanguageModel
 from .processor import Processor, stream_answer
 from .training import TrainConfig, train
-from .vision import load_image
+from .images import load_image
 
 # %% ../nbs/reference/cli.ipynb #a4087a88
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .processor import Processor
-from .vision import load_image
+from .images import load_image
 
 # %% ../nbs/11_data.ipynb #a4087a88
 def cauldron_features():

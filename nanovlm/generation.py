@@ -29,8 +29,7 @@ def filter_logits(logits: Tensor,           # (B, V)
 # %% ../nbs/07_generation.ipynb #25394d0f
 def sample(logits: Tensor,           # (B, V)
            temperature: float=0.0,   # 0 = always the likeliest token; 1 = the model's own probabilities
-           top_k: int=0,             # only the k likeliest tokens; 0 = all
-           top_p: float=1.0,         # only the likeliest tokens that together reach probability p
+           top_k: int=0, top_p: float=1.0, # as for `filter_logits`
            generator: torch.Generator=None, # source of randomness
            ) -> Tensor:              # (B,) token ids
     "Choose the next token of each row: the likeliest, or one drawn from what `filter_logits` leaves."
@@ -42,24 +41,15 @@ def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, a
     "Refuse a request that cannot be met, with the numbers and the mend."
     context, (B, T) = model.text_model.config.max_position_embeddings, input_ids.shape
     if not B * T: raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at least one token")
-    if T + max_new_tokens > context:
-        raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {T + max_new_tokens} exceed the model's context of {context}: shorten the prompt or lower max_new_tokens")
-    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
-    if attention_mask is not None and not attention_mask[:, -1].all():
-        raise ValueError(f"the prompt of row {int(attention_mask[:, -1].argmin())} ends in padding: pad on the left, so that new tokens follow the prompt")
+    if T + max_new_tokens > context: raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {T + max_new_tokens} exceed the model's context of {context}: shorten the prompt or lower max_new_tokens")
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1: raise ValueError(f"need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
+    if attention_mask is not None and not attention_mask[:, -1].all(): raise ValueError(f"the prompt of row {int(attention_mask[:, -1].argmin())} ends in padding: pad on the left, so that new tokens follow the prompt")
 
 # %% ../nbs/07_generation.ipynb #4317c0e7
 @torch.inference_mode()
-def stream(model,                                # a LanguageModel or VisionLanguageModel
-           input_ids: Tensor,                    # (B, T) prompts, padded on the left
-           pixel_values: Tensor=None,            # (images, 3, H, W), in reading order
-           attention_mask: Tensor=None,          # (B, T), 1 = real, 0 = padding
-           max_new_tokens: int=64,               # stop here at the latest
-           temperature: float=0.0, top_k: int=0, top_p: float=1.0, # as in `sample`
-           eos_token_id: int | list[int]=None,   # token(s) that end a row
-           seed: int=None,                       # makes sampling repeatable
-           ) -> Iterator[Tensor]:                # (B,) next tokens; an ended row repeats its end token
+def stream(model, input_ids: Tensor, pixel_values: Tensor=None, attention_mask: Tensor=None, max_new_tokens: int=64, # as for `generate`
+           temperature: float=0.0, top_k: int=0, top_p: float=1.0, eos_token_id: int | list[int]=None, seed: int=None, # as for `generate`
+           ) -> Iterator[Tensor]: # (B,) next tokens; an ended row repeats its end token
     "Yield one token a row at a time. An ended row leaves the batch, and the loop stops when all have ended."
     check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask)
     (B, T), device = input_ids.shape, input_ids.device

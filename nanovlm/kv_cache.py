@@ -13,8 +13,7 @@ from .attention import merge_heads, split_heads
 from .rope import apply_rope
 
 # %% ../nbs/05_kv_cache.ipynb #a4087a88
-def causal_mask(T: int,                      # queries: the newest T positions
-                S: int,                      # keys: all positions so far
+def causal_mask(T: int, S: int,              # queries: the newest T positions; keys: all S positions so far
                 attention_mask: Tensor=None, # (B, S), 1 = real and 0 = padding; or boolean (B, 1, T, S), used as it is
                 device=None,                 # where the mask is needed
                 ) -> Tensor | None:          # boolean (B or 1, 1, T, S), True = may look; None where no more than `is_causal` is needed
@@ -28,18 +27,14 @@ def causal_mask(T: int,                      # queries: the newest T positions
 # %% ../nbs/05_kv_cache.ipynb #25394d0f
 class KVCache:
     "One layer's keys and values, in memory set aside once for `max_length` positions."
-    def __init__(self,
-                 batch_size: int,          # rows B
-                 num_key_value_heads: int, # heads nkv
-                 max_length: int,          # positions to make room for
-                 head_dim: int,            # width hd of a head
-                 **kwargs,                 # dtype and device
-                 ):
+    def __init__(self, batch_size: int, num_key_value_heads: int, # rows B, heads nkv
+                 max_length: int, # positions to make room for
+                 head_dim: int,   # width hd of a head
+                 **kwargs):       # dtype and device
         self.keys, self.values = (torch.empty(batch_size, num_key_value_heads, max_length, head_dim, **kwargs) for _ in range(2))
         self.length = 0 # positions filled so far
 
-    def update(self, k: Tensor, # (B, nkv, T, hd) keys of T new positions
-               v: Tensor,       # (B, nkv, T, hd) their values
+    def update(self, k: Tensor, v: Tensor, # (B, nkv, T, hd) keys and values of T new positions
                ) -> tuple[Tensor, Tensor]: # all keys and values so far, (B, nkv, S, hd)
         "Write new positions behind the old ones. More than there is room for is a ValueError."
         start, end = self.length, self.length + k.shape[2]
@@ -54,23 +49,18 @@ class KVCache:
 # %% ../nbs/05_kv_cache.ipynb #2ec1dd09
 class GroupedQueryAttention(nn.Module):
     "Causal attention in which groups of query heads share one key-value head (arXiv:2305.13245)."
-    def __init__(self,
-                 hidden_size: int,         # width D of a token
-                 num_attention_heads: int, # query heads nh
-                 num_key_value_heads: int, # key-value heads nkv; divides nh
-                 head_dim: int,            # width hd of a head
-                 ):
+    def __init__(self, hidden_size: int, # width D of a token
+                 num_attention_heads: int, num_key_value_heads: int, # query heads nh, key-value heads nkv; nkv divides nh
+                 head_dim: int):   # width hd of a head
         super().__init__()
         self.head_dim = head_dim
         self.q_proj = nn.Linear(hidden_size, num_attention_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False) for _ in range(2))
         self.o_proj = nn.Linear(num_attention_heads * head_dim, hidden_size, bias=False)
 
     def forward(self, x: Tensor,            # (B, T, D)
                 cos: Tensor, sin: Tensor,   # (B, 1, T, hd) from `rope_tables`
-                mask: Tensor | None=None,   # from `causal_mask`
-                cache: KVCache | None=None, # this layer's, extended here
+                mask: Tensor=None, cache: KVCache=None, # from `causal_mask`; this layer's, extended here
                 ) -> Tensor:                # (B, T, D)
         q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)

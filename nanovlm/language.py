@@ -31,40 +31,33 @@ class TextConfig:
 
     def __post_init__(self):
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(f"text: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: change one of them or give head_dim")
+            if self.hidden_size % self.num_attention_heads: raise ValueError(f"text: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: change one of them or give head_dim")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"text: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}: change one of them")
+        if self.num_attention_heads % self.num_key_value_heads: raise ValueError(f"text: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}: change one of them")
         if self.head_dim % 2: raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary embedding turns pairs: make it even")
 
 # %% ../nbs/06_language.ipynb #25394d0f
 class RMSNorm(nn.Module):
     "Scale each token to root-mean-square 1, then by a learnt weight (arXiv:1910.07467). Computed in float32."
     def __init__(self, hidden_size: int, # width D
-                 eps: float,             # keeps it from dividing by 0
-                 ):
+                 eps: float):            # keeps it from dividing by 0
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(hidden_size)), eps
 
-    def forward(self, x: Tensor, # (…, D)
-                ) -> Tensor:     # (…, D), in x's type
+    def forward(self, x: Tensor) -> Tensor: # (…, D), in and out, in x's type
         wide = x.float()
         return self.weight * (wide * (wide.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)
 
 # %% ../nbs/06_language.ipynb #2ec1dd09
 class GatedMLP(nn.Module):
     "SwiGLU: one branch decides how much of the other passes (arXiv:2002.05202)."
-    def __init__(self, hidden_size: int, # width D, in and out
-                 intermediate_size: int, # width in the middle
-                 ):
+    def __init__(self, hidden_size: int,   # width D, in and out
+                 intermediate_size: int): # width in the middle
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.gate_proj, self.up_proj = (nn.Linear(hidden_size, intermediate_size, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, # (…, D)
-                ) -> Tensor:     # (…, D)
+    def forward(self, x: Tensor) -> Tensor: # (…, D), in and out
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 # %% ../nbs/06_language.ipynb #4317c0e7
@@ -72,15 +65,13 @@ class DecoderLayer(nn.Module):
     "One pre-norm block: look back, then think, each added to what was there."
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
         self.self_attn = GroupedQueryAttention(config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor,                   # (B, T, D)
                 cos: Tensor, sin: Tensor,          # (B, 1, T, hd)
-                mask: Tensor | None=None,          # from `causal_mask`
-                cache: KVCache | None=None,        # this layer's
+                mask: Tensor=None, cache: KVCache=None, # from `causal_mask`; this layer's
                 keep=slice(None),                  # an index into (B, T): positions whose output is wanted
                 ) -> Tensor:                       # (B, T, D), or the kept positions alone
         x = (x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))[keep]
@@ -96,9 +87,8 @@ class TextModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def new_cache(self, batch_size: int, # rows B
-                  max_length: int,       # positions to make room for
-                  ) -> list[KVCache]:    # one a layer
+    def new_cache(self, batch_size: int, max_length: int, # rows B, positions to make room for
+                  ) -> list[KVCache]: # one a layer
         "An empty key-value cache in the weights' type and place."
         c, w = self.config, self.norm.weight
         return [KVCache(batch_size, c.num_key_value_heads, max_length, c.head_dim, dtype=w.dtype, device=w.device) for _ in self.layers]
@@ -116,8 +106,7 @@ class TextModel(nn.Module):
         cos, sin = (t.to(x.dtype) for t in rope_tables(position_ids, self.config.head_dim, self.config.rope_theta))
         mask = causal_mask(T, start + T, attention_mask, x.device)
         for i, layer in enumerate(self.layers):
-            last = i == len(self.layers) - 1
-            x = layer(x, cos, sin, mask, cache[i] if cache else None, keep if last else slice(None))
+            x = layer(x, cos, sin, mask, cache[i] if cache else None, keep if layer is self.layers[-1] else slice(None))
         return self.norm(x)
 
 # %% ../nbs/06_language.ipynb #4fbdb4ed
@@ -133,23 +122,17 @@ class LanguageModel(nn.Module):
         "Make head and embedding table one matrix, where the config says so."
         if self.text_model.config.tie_word_embeddings: self.lm_head.weight = self.text_model.embed_tokens.weight
 
-    def forward(self, input_ids: Tensor,     # (B, T)
-                attention_mask: Tensor=None, # (B, S), 1 = real; or boolean (B, 1, T, S)
-                labels: Tensor=None,         # (B, T) aligned with input_ids, -100 = no loss
-                **kwargs,                    # as for `decode`
-                ) -> Tensor:                 # logits (B, T, V), or the mean loss over labelled tokens
-        return self.decode(self.text_model.embed_tokens(input_ids), attention_mask, labels, **kwargs)
-
-    def decode(self, x: Tensor,                # (B, T, D) token vectors
-               attention_mask: Tensor=None,    # (B, S) or boolean (B, 1, T, S)
-               labels: Tensor=None,            # (B, T) aligned with x, -100 = no loss
-               position_ids: Tensor=None,      # (B, T)
-               cache: list[KVCache]=None,      # from `TextModel.new_cache`
-               logits_to_keep: int=0,          # score the last so many positions alone; 0 = all
-               ) -> Tensor:                    # logits (B, T, V), or the mean loss over labelled tokens
+    def forward(self, input_ids: Tensor,         # (B, T)
+                attention_mask: Tensor=None,     # (B, S), 1 = real; or boolean (B, 1, T, S)
+                labels: Tensor=None,             # (B, T) aligned with input_ids, -100 = no loss
+                position_ids: Tensor=None,       # (B, T)
+                cache: list[KVCache]=None,       # from `TextModel.new_cache`
+                logits_to_keep: int=0,           # score the last so many positions alone; 0 = all
+                inputs_embeds: Tensor=None,      # (B, T, D) token vectors, in place of input_ids
+                ) -> Tensor:                     # logits (B, T, V), or the mean loss over labelled tokens
         "Score the next token at every position; with labels, run the head at labelled positions only. No label at all is a ValueError."
-        if labels is None:
-            return self.lm_head(self.text_model(x, attention_mask, position_ids, cache, (slice(None), slice(-logits_to_keep, None))))
+        x = self.text_model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if labels is None: return self.lm_head(self.text_model(x, attention_mask, position_ids, cache, (slice(None), slice(-logits_to_keep, None))))
         targets = F.pad(labels[:, 1:], (0, 1), value=-100) # position t predicts token t + 1
         keep = targets != -100
         if not keep.any(): raise ValueError("no labelled token in the batch, so nothing to learn: check the label mask, and that max_length leaves room for answers")
@@ -159,7 +142,5 @@ class LanguageModel(nn.Module):
     def from_pretrained(cls, name_or_folder: str, # a folder, a .gguf file, or a hub name such as "HuggingFaceTB/SmolLM2-135M"
                         ) -> "LanguageModel":
         "Load a Llama checkpoint, strictly."
-        from nanovlm.weights import find_folder, load_weights, read_text_config
-        folder = find_folder(name_or_folder)
-        with torch.device("meta"): model = cls(read_text_config(folder))
-        return load_weights(model, folder, {"text_model.": "model."})
+        from nanovlm.weights import load_model, read_text_config
+        return load_model(cls, name_or_folder, read_text_config, {"text_model.": "model."})

@@ -24,10 +24,8 @@ class VLMConfig:
 
     def __post_init__(self):
         v, r = self.vision_config, self.scale_factor
-        if v.grid % r:
-            raise ValueError(f"a grid of {v.grid} × {v.grid} patches ({v.image_size} / {v.patch_size}) does not fold into {r} × {r} blocks: choose scale_factor to divide {v.grid}")
-        if not 0 <= self.image_token_id < self.text_config.vocab_size:
-            raise ValueError(f"image_token_id {self.image_token_id} is outside the vocabulary of {self.text_config.vocab_size}: raise vocab_size or choose another id")
+        if v.grid % r: raise ValueError(f"a grid of {v.grid} × {v.grid} patches ({v.image_size} / {v.patch_size}) does not fold into {r} × {r} blocks: choose scale_factor to divide {v.grid}")
+        if not 0 <= self.image_token_id < self.text_config.vocab_size: raise ValueError(f"image_token_id {self.image_token_id} is outside the vocabulary of {self.text_config.vocab_size}: raise vocab_size or choose another id")
 
     @property
     def image_seq_len(self) -> int: # tokens one image takes
@@ -49,20 +47,18 @@ class VLMConfig:
     @classmethod
     def smolvlm_256m(cls) -> "VLMConfig":
         "SmolVLM-256M: SigLIP-B/16 at 512 pixels, 4 × 4 blocks (arXiv:2504.05299)."
-        text = TextConfig(vocab_size=49280, tie_word_embeddings=False)
-        return cls(VisionConfig(image_size=512), text, scale_factor=4)
+        return cls(VisionConfig(image_size=512), TextConfig(vocab_size=49280, tie_word_embeddings=False), scale_factor=4)
 
 # %% ../nbs/09_vlm.ipynb #25394d0f
 @torch.no_grad()
 def init_weights(model: nn.Module): # a VisionLanguageModel, changed in place
     "Start at unit scale: N(0, 1/fan-in) everywhere, and layers that add to the residual stream divided by √(2·layers) (GPT-2)."
-    for stack in (model.vision_model.encoder["layers"], model.text_model.layers):
-        for name, module in stack.named_modules():
-            if name.endswith(("out_proj", "o_proj", "fc2", "down_proj")): module.residual_scale = (2 * len(stack)) ** -0.5
-    for module in model.modules():
+    for name, module in model.named_modules():
+        stack = model.vision_model.encoder["layers"] if name.startswith("vision_model") else model.text_model.layers
+        scale = (2 * len(stack)) ** -0.5 if name.endswith(("out_proj", "o_proj", "fc2", "down_proj")) else 1.0
         if isinstance(module, nn.Embedding): module.weight.normal_(std=module.embedding_dim ** -0.5)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.normal_(std=module.weight[0].numel() ** -0.5 * getattr(module, "residual_scale", 1.0))
+            module.weight.normal_(std=scale * module.weight[0].numel() ** -0.5)
             if module.bias is not None: module.bias.zero_()
 
 # %% ../nbs/09_vlm.ipynb #2ec1dd09
@@ -89,18 +85,16 @@ class VisionLanguageModel(LanguageModel):
                 pixel_values: Tensor=None,   # (images, 3, H, W), in reading order
                 attention_mask: Tensor=None, # (B, S), 1 = real; or boolean (B, 1, T, S)
                 labels: Tensor=None,         # (B, T) aligned with input_ids, -100 = no loss
-                **kwargs,                    # as for `LanguageModel.decode`
+                **kwargs,                    # as for `LanguageModel.forward`
                 ) -> Tensor:                 # logits (B, T, V), or the mean loss over labelled tokens
-        return self.decode(self.embed(input_ids, pixel_values), attention_mask, labels, **kwargs)
+        return super().forward(input_ids, attention_mask, labels, inputs_embeds=self.embed(input_ids, pixel_values), **kwargs)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str, # a folder, or a hub name such as "HuggingFaceTB/SmolVLM-256M-Instruct"
                         ) -> "VisionLanguageModel":
         "Load an Idefics3 checkpoint, strictly: ours, or SmolVLM's."
-        from nanovlm.weights import VLM_PREFIXES, find_folder, load_weights, read_vlm_config
-        folder = find_folder(name_or_folder)
-        with torch.device("meta"): model = cls(read_vlm_config(folder))
-        return load_weights(model, folder, VLM_PREFIXES)
+        from nanovlm.weights import VLM_PREFIXES, load_model, read_vlm_config
+        return load_model(cls, name_or_folder, read_vlm_config, VLM_PREFIXES)
 
     def save_pretrained(self, folder: str): # made if it does not exist
         "Write `config.json` and `model.safetensors` as an Idefics3 checkpoint, each replaced in one step."

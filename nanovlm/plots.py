@@ -261,7 +261,7 @@ def answers(predictions: list[dict], # from `predict`
             columns: int=4,          # in a row
             ):                       # -> figure
     "Pictures with a question and the model's answer; a wrong one is red and carries the right one."
-    from nanovlm.vision import load_image
+    from nanovlm.images import load_image
     chosen = predictions[::max(1, len(predictions) // count)][:count]
     fig, axes = plt.subplots(math.ceil(count / columns), columns, figsize=(WIDTH, 2.2 * math.ceil(count / columns)), squeeze=False)
     for ax in axes.flat: ax.axis("off")

@@ -15,7 +15,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from .generation import stream
-from .vision import load_image, preprocess
+from .images import load_image
+from .vision import preprocess
 from .weights import find_folder, read_json, replacing, write_json
 
 # %% ../nbs/10_processor.ipynb #a4087a88

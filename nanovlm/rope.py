@@ -17,13 +17,11 @@ def rope_tables(position_ids: Tensor, # (B, T) integers
     "The turning angle of each pair of numbers at each position (RoFormer, arXiv:2104.09864, §3.2)."
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
     angles = position_ids[:, None, :, None].float() * (1 / rope_theta ** exponents) # (B, 1, T, hd/2)
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
+    return tuple(torch.cat([t, t], -1) for t in (angles.cos(), angles.sin()))
 
 # %% ../nbs/04_rope.ipynb #25394d0f
 def apply_rope(x: Tensor,   # (B, nh, T, hd) queries or keys
-               cos: Tensor, # (B, 1, T, hd) from `rope_tables`
-               sin: Tensor, # likewise
+               cos: Tensor, sin: Tensor, # (B, 1, T, hd) from `rope_tables`
                ) -> Tensor: # (B, nh, T, hd), in x's type
     "Turn number i and number i + hd/2 of every head as a pair, by their position's angle (Llama's half-split layout)."
     first, second = x.chunk(2, -1)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['VLM_PREFIXES', 'find_folder', 'read_json', 'pick_fields', 'vision_config', 'text_config', 'read_text_config',
-           'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'replacing',
-           'write_json', 'idefics3_config', 'save_vlm']
+           'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'load_model',
+           'replacing', 'write_json', 'idefics3_config', 'save_vlm']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
 import json, os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -126,6 +127,17 @@ def load_weights(model: nn.Module,         # made on the meta device: no memory 
     model.load_state_dict({name: tensors[n] for n, (name, _) in wanted.items()}, assign=True, strict=not tied)
     if tied: model.tie()
     return model.eval()
+
+def load_model(cls: type,                   # VisionModel, LanguageModel or VisionLanguageModel
+               name_or_folder: str | Path,  # as for `find_folder`
+               read_config: Callable,       # makes the config from the folder
+               prefixes: dict[str, str],    # our prefix: theirs
+               ignore: tuple[str, ...]=(),  # prefixes in the file that are another model's
+               ) -> nn.Module:              # the model, loaded, in eval mode
+    "What every `from_pretrained` does: find the folder, build the model without memory, fill it."
+    folder = find_folder(name_or_folder)
+    with torch.device("meta"): model = cls(read_config(folder))
+    return load_weights(model, folder, prefixes, ignore)
 
 # %% ../nbs/reference/weights.ipynb #a8627948
 @contextmanager

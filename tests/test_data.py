@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 from nanovlm.data import Examples, collate, easy_vqa, from_questions, image_folder, load_data
 from nanovlm.processor import Processor, SPECIAL_TOKENS
-from nanovlm.vision import MAX_PIXELS, load_image, preprocess
+from nanovlm.images import MAX_PIXELS, load_image
+from nanovlm.vision import preprocess
 
 def loss_terms(model, batch):
     "Sum of the loss, and labelled tokens."
