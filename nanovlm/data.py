@@ -9,6 +9,7 @@ __all__ = ['cauldron_features', 'from_questions', 'easy_vqa', 'image_folder', 'l
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+import numpy as np
 import torch
 from torch import Tensor
 from .processor import Processor
@@ -72,35 +73,37 @@ def load_data(name: str,           # "easy-vqa", a folder, or "owner/name:subset
 # %% ../nbs/11_data.ipynb #4fbdb4ed
 @dataclass
 class Examples(torch.utils.data.Dataset):
-    "Rows made ready for the model, kept in memory where they fit. An unusable row is None and is counted."
+    "Rows made ready for the model, kept in memory where they fit. What cannot be used, a row or a question, is left out and counted; a row without a usable question is None."
     rows: list              # Dataset in The Cauldron's schema
     processor: Processor
     cache: bool = None      # keep what was made; None = if all of it takes less than 1 GB at one image a row
     made: dict = field(default_factory=dict)
-    unusable: dict = field(default_factory=dict) # number of a row that could not be used: why
+    unusable: dict = field(default_factory=dict) # (number of a row, of a question in it) that could not be used: why
 
     def __post_init__(self):
         if self.cache is None: self.cache = len(self.rows) * 12 * self.processor.image_size**2 < 2**30 # 3 colours of 4 bytes
 
     @property
-    def skipped(self) -> Counter: # why rows could not be used: how many
+    def skipped(self) -> Counter: # why rows or questions could not be used: how many
         return Counter(self.unusable.values())
 
     def __len__(self): return len(self.rows)
 
     def __getitem__(self, i: int) -> dict | None: # pixel_values (images, 3, H, W), head (ids), turns (list of prompt and answer ids)
-        if i in self.unusable: return None
         if i in self.made: return self.made[i]
-        try: example = self.make(self.rows[i])
-        except ValueError as error: self.unusable[i], example = str(error), None
-        if self.cache and example: self.made[i] = example
+        example = self.make(i)
+        if self.cache: self.made[i] = example
         return example
 
-    def make(self, row: dict) -> dict: # likewise; a row that is no good is a ValueError
-        if not row["texts"] or not all(t["user"] and t["assistant"] for t in row["texts"]): raise ValueError("a row lacks a question or an answer")
-        pixels = self.processor.pixels(row["images"])
-        turns = [self.processor.example(t["user"], t["assistant"], len(pixels)) for t in row["texts"]]
-        return dict(pixel_values=pixels, head=self.processor.head(len(pixels)), turns=turns)
+    def make(self, i: int) -> dict | None: # likewise
+        row, turns = self.rows[i], []
+        try: pixels = self.processor.pixels(row["images"])
+        except ValueError as error: return self.unusable.update({(i, None): str(error)})
+        for n, t in enumerate(row["texts"]):
+            try: turns.append(self.processor.example(t["user"], t["assistant"], len(pixels)))
+            except ValueError as error: self.unusable[i, n] = str(error)
+        if not row["texts"]: self.unusable[i, None] = "a row has no questions"
+        return dict(pixel_values=pixels, head=self.processor.head(len(pixels)), turns=turns) if turns else None
 
 # %% ../nbs/11_data.ipynb #a8627948
 def collate(examples: list[dict | None],  # from `Examples`; None is left out
@@ -122,7 +125,7 @@ def collate(examples: list[dict | None],  # from `Examples`; None is left out
         images.append(e["pixel_values"])
     if not columns: return None
     T = max(len(c[0]) for c in columns)
-    ids, labels, segment, position = (torch.tensor([c + [fill] * (T - len(c)) for c in column]) for column, fill in zip(zip(*columns), (pad_token_id, -100, -1, 0)))
+    ids, labels, segment, position = (torch.from_numpy(np.array([c + [fill] * (T - len(c)) for c in column])) for column, fill in zip(zip(*columns), (pad_token_id, -100, -1, 0)))
     shared = (segment[:, :, None] == segment[:, None]) | (segment == 0)[:, None] # one's own question, or the prefix
     batch = dict(input_ids=ids, labels=labels, position_ids=position, attention_mask=(shared & torch.ones(T, T).bool().tril())[:, None])
     return batch | (dict(pixel_values=torch.cat(images)) if any(map(len, images)) else {})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # %% ../nbs/07_generation.ipynb #a4087a88
 def filter_logits(logits: Tensor,           # (B, V)
-                  temperature: float=1.0,   # below 1 sharpens, above 1 flattens
+                  temperature: float=1.0,   # above 0; below 1 sharpens, above 1 flattens
                   top_k: int=0,             # only the k likeliest tokens; 0 = all
                   top_p: float=1.0,         # only the likeliest tokens that together reach probability p
                   ) -> Tensor:              # (B, V) float32, -inf where a token is out of the question
@@ -37,8 +37,8 @@ def sample(logits: Tensor,           # (B, V)
     return torch.multinomial(filter_logits(logits, temperature, top_k, top_p).softmax(-1), 1, generator=generator)[:, 0]
 
 # %% ../nbs/07_generation.ipynb #2ec1dd09
-def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask=None):
-    "Refuse a request that cannot be met, with the numbers and the mend."
+def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask=None): # as for `generate`
+    "A request that cannot be met is a ValueError, with the numbers and the mend."
     context, (B, T) = model.text_model.config.max_position_embeddings, input_ids.shape
     if not B * T: raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at least one token")
     if T + max_new_tokens > context: raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {T + max_new_tokens} exceed the model's context of {context}: shorten the prompt or lower max_new_tokens")

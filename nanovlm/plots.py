@@ -188,7 +188,7 @@ def regions(image: Tensor,         # (3, H, W)
         ax.imshow(to_pixels(image), extent=(0, W, H, 0))
         for y in range(h):
             for x in range(w):
-                if marked and owner[y, x] == marked[i]: ax.add_patch(Rectangle((x * pw, y * ph), pw, ph, fc=color, alpha=0.6, lw=0))
+                if marked and owner[y, x] == marked[i]: ax.add_patch(Rectangle((x * pw, y * ph), pw, ph, fc=color, alpha=0.6, ec="black", lw=1.5, zorder=3))
                 right, below = x + 1 == w or owner[y, x] != owner[y, x + 1], y + 1 == h or owner[y, x] != owner[y + 1, x]
                 ax.plot([(x + 1) * pw] * 2, [y * ph, (y + 1) * ph], color=color if right else "white", lw=2 if right else 0.5)
                 ax.plot([x * pw, (x + 1) * pw], [(y + 1) * ph] * 2, color=color if below else "white", lw=2 if below else 0.5)

@@ -110,7 +110,8 @@ class Processor:
                 answer: str,           # what the assistant should say
                 num_images: int,       # images just before it
                 ) -> tuple[list[int], list[int]]: # `turn` and `answer`
-        "One exchange to learn from. Too long an answer loses its end; images and question are never cut: no room for an answer is a ValueError."
+        "One exchange to learn from. Too long an answer loses its end; images and question are never cut. No room for an answer, or nothing in it, is a ValueError."
+        if not question or not answer: raise ValueError(f"a question or its answer is empty ({question!r}, {answer!r}): fill it in, or leave it out")
         turn = self.turn(question, num_images)
         room = self.max_length - len(self.head(num_images)) - len(turn)
         if room < 1: raise ValueError(f"{num_images} images and the question take {self.max_length - room} tokens, max_length is {self.max_length}: no room for an answer; shorten the question or raise max_length")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/04_rope.ipynb #a4087a88
-def rope_tables(position_ids: Tensor, # (B, T) integers
+def rope_tables(position_ids: Tensor, # (B, T) integers, or fractions to interpolate
                 head_dim: int,        # width hd of a head, even
-                rope_theta: float,    # base of the wavelengths
+                rope_theta: float,    # base θ: pair i turns by θ^(-2i/hd) radians a position
                 ) -> tuple[Tensor, Tensor]: # cos and sin, each (B, 1, T, hd), float32
     "The turning angle of each pair of numbers at each position (RoFormer, arXiv:2104.09864, §3.2)."
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
@@ -21,7 +21,8 @@ def rope_tables(position_ids: Tensor, # (B, T) integers
 
 # %% ../nbs/04_rope.ipynb #25394d0f
 def apply_rope(x: Tensor,   # (B, nh, T, hd) queries or keys
-               cos: Tensor, sin: Tensor, # (B, 1, T, hd) from `rope_tables`
+               cos: Tensor, # (B, 1, T, hd) cosines, from `rope_tables`
+               sin: Tensor, # (B, 1, T, hd) sines, likewise
                ) -> Tensor: # (B, nh, T, hd), in x's type
     "Turn number i and number i + hd/2 of every head as a pair, by their position's angle (Llama's half-split layout)."
     first, second = x.chunk(2, -1)

@@ -91,12 +91,11 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None: shapes[p.shape].append(p)
             for (rows, columns), params in shapes.items():
-                grads = [p.grad for p in params]
                 means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in params]
-                torch._foreach_lerp_(means, grads, 1 - momentum)
-                updates = newton_schulz(torch.stack(torch._foreach_lerp(grads, means, momentum))) # look one step ahead (Nesterov)
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(params, updates.unbind(), alpha=-lr * max(1, rows / columns) ** 0.5)
+                for p, mean in zip(params, means): mean.lerp_(p.grad, 1 - momentum)
+                ahead = torch.stack([p.grad.lerp(mean, momentum) for p, mean in zip(params, means)]) # look one step ahead (Nesterov)
+                for p, update in zip(params, newton_schulz(ahead)):
+                    p.mul_(1 - lr * group["weight_decay"]).sub_(update, alpha=lr * max(1, rows / columns) ** 0.5)
 
 # %% ../nbs/12_training.ipynb #2fbb2fd6
 def parameter_groups(model: nn.Module,    # VisionLanguageModel
@@ -165,11 +164,10 @@ def training_step(model: nn.Module,                 # VisionLanguageModel
 def shift_images(images: Tensor, # (images, C, H, W)
                  most: int,      # pixels, at most, in each direction
                  ) -> Tensor:    # (images, C, H, W)
-    "Move each image at random, up or down and left or right; the border is filled with the edge's colours."
+    "Move images at random, all alike, up or down and left or right; the border is filled with the edge's colours."
     H, W = images.shape[-2:]
-    padded = F.pad(images, [most] * 4, mode="replicate")
-    places = torch.randint(0, 2 * most + 1, (len(images), 2)).tolist()
-    return torch.stack([p[:, y:y + H, x:x + W] for p, (y, x) in zip(padded, places)])
+    y, x = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    return F.pad(images, [most] * 4, mode="replicate")[..., y:y + H, x:x + W]
 
 # %% ../nbs/12_training.ipynb #b0454997
 def batches(examples: Examples,
@@ -241,5 +239,5 @@ def train(model: nn.Module,              # VisionLanguageModel, changed in place
             if folder: write_json(folder / "history.json", history)
             if callback: callback(history)
     model.eval()
-    if examples.skipped: print(f"{examples.skipped.total()} row(s) could not be used and were skipped: {examples.skipped.most_common(3)}")
+    if examples.skipped: print(f"{examples.skipped.total()} row(s) or question(s) could not be used and were skipped: {examples.skipped.most_common(3)}")
     return history

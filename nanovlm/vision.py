@@ -50,7 +50,7 @@ class MLP(nn.Module):
 # %% ../nbs/03_vision.ipynb #2ec1dd09
 class EncoderLayer(nn.Module):
     "One pre-norm block: look around, then think, each added to what was there."
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig): # sizes of the encoder
         super().__init__()
         self.layer_norm1, self.layer_norm2 = (nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(2))
         self.self_attn = MultiHeadAttention(config.hidden_size, config.num_attention_heads)
@@ -63,7 +63,7 @@ class EncoderLayer(nn.Module):
 # %% ../nbs/03_vision.ipynb #4317c0e7
 class VisionModel(nn.Module):
     "SigLIP's image encoder: images to one vector a patch (arXiv:2303.15343)."
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig): # sizes of the encoder
         super().__init__()
         self.config = config
         self.embeddings = VisionEmbeddings(config.hidden_size, config.image_size, config.patch_size, config.num_channels)
@@ -78,15 +78,16 @@ class VisionModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str, # a folder, or a hub name such as "google/siglip-base-patch16-224"
-                        ) -> "VisionModel":
+                        ) -> "VisionModel": # loaded, in eval mode
         "Load the vision tower of a SigLIP checkpoint, strictly."
         from nanovlm.weights import load_model, read_vision_config
         return load_model(cls, name_or_folder, read_vision_config, {"": "vision_model."}, ignore=("vision_model.head.", "head.", "text_model.", "logit_"))
 
 # %% ../nbs/03_vision.ipynb #4fbdb4ed
-def preprocess(image,              # PIL image of any mode and size
+def preprocess(image,              # PIL image of any mode and size, or what `load_image` opens
                image_size: int,    # side of the square wanted, in pixels
-               mean: float=0.5, std: float=0.5, # so that [0, 1] becomes [-1, 1]
+               mean: float=0.5,    # subtracted from pixels in [0, 1]
+               std: float=0.5,     # then divided by; 0.5 and 0.5 give [-1, 1]
                resample: int=3,    # Pillow's number of the filter; 3 = bicubic
                ) -> Tensor:        # (3, H, W) float32
     "Resize to a square and normalise, as SigLIP's own processor does."
