@@ -8,7 +8,7 @@ __all__ = ['alternate', 'matmul_rate', 'read_time', 'pair', 'training_batch', 'l
            'generation_speed', 'bench']
 
 # %% ../nbs/reference/bench.ipynb #7894cb1e
-import contextlib, gc, platform, resource, statistics, subprocess, sys, tempfile, time
+import gc, platform, statistics, subprocess, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import replace
 import torch
@@ -30,8 +30,10 @@ def alternate(ours: Callable, theirs: Callable, # what to time
     return statistics.median(times[0]), statistics.median(times[1])
 
 # %% ../nbs/reference/bench.ipynb #25394d0f
-def matmul_rate(dtype: torch.dtype, size: int=2048) -> float:
-    "Multiply-adds in a large matrix product, in GFLOP/s."
+def matmul_rate(dtype: torch.dtype, # of both matrices
+                size: int=2048,     # their side
+                ) -> float:
+    "Multiplications and additions in a large matrix product, in GFLOP/s."
     a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     times = []
     for _ in range(6):
@@ -40,7 +42,8 @@ def matmul_rate(dtype: torch.dtype, size: int=2048) -> float:
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times) / 1e9
 
-def read_time(model: VisionLanguageModel) -> float:
+def read_time(model: VisionLanguageModel, # its weights are read, and nothing else
+              ) -> float:
     "Seconds to multiply one vector by every matrix of the decoder and its head: the floor for one token."
     weights = [p for p in model.text_model.layers.parameters() if p.ndim == 2] + [model.lm_head.weight]
     vectors = {w.shape[1]: torch.randn(1, w.shape[1], dtype=w.dtype) for w in weights}
@@ -53,7 +56,8 @@ def read_time(model: VisionLanguageModel) -> float:
     return statistics.median(times[2:])
 
 # %% ../nbs/reference/bench.ipynb #2ec1dd09
-def pair(quick: bool=False) -> tuple:
+def pair(quick: bool=False, # two layers a tower instead of 12 and 30
+         ) -> tuple:        # ours, transformers'
     "Our model and transformers', with the same random weights: ours is saved, and both load the folder."
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
@@ -80,14 +84,19 @@ def training_batch(config: VLMConfig, # the model's sizes
     side = config.vision_config.image_size
     return dict(input_ids=ids, labels=labels, pixel_values=torch.randn(batch_size, 3, side, side, generator=generator))
 
-def loss_of(model, batch: dict[str, Tensor], precision: torch.dtype) -> Tensor:
+def loss_of(model,                    # ours or transformers'
+            batch: dict[str, Tensor], # from `training_batch`
+            precision: torch.dtype,   # float32, or the type to autocast to
+            ) -> Tensor:
     "The loss, of either model; transformers' takes pixels as (rows, images a row, 3, H, W) and returns an object."
     with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
         if isinstance(model, VisionLanguageModel): return model(**batch)
         return model(**batch | dict(pixel_values=batch["pixel_values"][:, None]), use_cache=False).loss
 
 # %% ../nbs/reference/bench.ipynb #4317c0e7
-def training_speed(ours, theirs, rounds: int) -> list[str]:
+def training_speed(ours, theirs, # from `pair`
+                   rounds: int,  # timed calls of each
+                   ) -> list[str]: # lines to print
     "Forward and backward of four rows, in float32 and in bf16 autocast."
     batch, lines = training_batch(ours.config, 4), []
     for name, precision in dict(float32=torch.float32, bf16=torch.bfloat16).items():
@@ -101,7 +110,9 @@ def training_speed(ours, theirs, rounds: int) -> list[str]:
     return lines
 
 # %% ../nbs/reference/bench.ipynb #2fbb2fd6
-def training_memory(who: str, quick: bool) -> float: # "ours" or "theirs" -> megabytes
+def training_memory(who: str,    # "ours" or "theirs"
+                    quick: bool, # as for `pair`
+                    ) -> float:  # megabytes
     "Peak memory of one forward and backward of 16 rows, above weights and gradients. Runs in a process of its own."
     ours, theirs = pair(quick)
     model = ours if who == "ours" else theirs
@@ -124,19 +135,27 @@ def memory(field: str) -> float: # "VmRSS" = now, "VmHWM" = at the most
     "Memory of this process in megabytes, as Linux counts it."
     with open("/proc/self/status") as f: return next(int(line.split()[1]) / 1024 for line in f if line.startswith(field))
 
-def training_memories(quick: bool) -> str:
+def training_memories(quick: bool, # as for `pair`
+                      ) -> str:    # a line to print
     "Both models' memory, each in a fresh process."
     code = "import sys; from nanovlm.bench import training_memory; print(training_memory(sys.argv[1], bool(int(sys.argv[2]))))"
     mine, other = (float(subprocess.run([sys.executable, "-c", code, who, str(int(quick))], capture_output=True, text=True, check=True).stdout.split()[-1]) for who in ("ours", "theirs"))
     return f"memory above weights and gradients, 16 × 177 tokens, float32   ours {mine:,.0f} MB   transformers {other:,.0f} MB   ratio {mine / other:.2f}"
 
 # %% ../nbs/reference/bench.ipynb #4fbdb4ed
-def prompt_batch(config: VLMConfig, batch_size: int, length: int=70) -> dict[str, Tensor]:
+def prompt_batch(config: VLMConfig, # the model's sizes
+                 batch_size: int,   # rows B
+                 length: int=70,    # tokens a row
+                 ) -> dict[str, Tensor]: # input_ids, pixel_values
     "Random prompts of one image and some words."
     batch = training_batch(config, batch_size, length)
     return dict(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"])
 
-def their_tokens(theirs, batch: dict[str, Tensor], max_new_tokens: int, ends: list[int] | None) -> Tensor:
+def their_tokens(theirs,                   # transformers' model
+                 batch: dict[str, Tensor], # from `prompt_batch`
+                 max_new_tokens: int,      # at most
+                 ends: list[int] | None,   # end tokens
+                 ) -> Tensor:              # (B, T)
     "transformers' greedy answer, new tokens only."
     with torch.inference_mode():
         out = theirs.generate(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][:, None], attention_mask=torch.ones_like(batch["input_ids"]), max_new_tokens=max_new_tokens,
@@ -152,13 +171,18 @@ def ends_at(tokens: Tensor,        # (B, T) what both models would say without a
         ends |= {next((t for n, t in enumerate(row) if n >= length - 1 and t not in row[:n]), row[length - 1])}
     return sorted(ends)
 
-def useful(tokens: Tensor, ends: list[int]) -> int:
+def useful(tokens: Tensor,  # (B, T) new tokens
+           ends: list[int], # end tokens
+           ) -> int:
     "Tokens up to and with each row's first end token."
     hit = torch.isin(tokens, torch.tensor(ends))
     return int(torch.where(hit.any(1), hit.int().argmax(1) + 1, tokens.shape[1]).sum())
 
 # %% ../nbs/reference/bench.ipynb #a8627948
-def generation_speed(ours, theirs, rounds: int, steps: int=48) -> list[str]:
+def generation_speed(ours, theirs,  # from `pair`
+                     rounds: int,   # timed calls of each
+                     steps: int=48, # tokens an answer has at most
+                     ) -> list[str]: # lines to print
     "Greedy decoding: one row, and eight rows that end at different times."
     floor, one = read_time(ours), prompt_batch(ours.config, 1)
     tokens = generate(ours, **one, max_new_tokens=steps)
@@ -197,4 +221,4 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     for line in training_speed(ours, theirs, rounds): print(line, flush=True)
     del ours, theirs
     gc.collect()
-    print(training_memories(quick))
+    print(training_memories(quick) if sys.platform == "linux" else "memory is measured on Linux alone")

@@ -71,7 +71,7 @@ class Evaluate:
     "Exact match on a data set, beside what the same model scores without the right image."
     checkpoint: tyro.conf.Positional[str]  # a folder, or a hub name
     data: str = "easy-vqa"                 # as for train
-    split: str = "test"                    # which part of it
+    split: str = "test"                    # which part of it; a folder has only one: give one that was not trained on
     batch_size: int = 256                  # questions answered together
     max_new_tokens: int = 16               # longest answer, in tokens
 
@@ -96,7 +96,8 @@ class Bench:
         bench(self.quick)
 
 # %% ../nbs/reference/cli.ipynb #2fbb2fd6
-def one_line(box: str) -> str:
+def one_line(box: str, # what tyro prints
+             ) -> str:
     "Tyro's boxed complaint as a single line, without its title and frame."
     lines = [line.strip("│╭╮╰╯─|+ ") for line in box.splitlines()[1:] if line.strip(" -")]
     return re.sub(r"Error parsing \S*\.config: ", "", " ".join(filter(None, lines)))

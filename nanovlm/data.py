@@ -48,19 +48,19 @@ def image_folder(folder: str, # with images and a metadata.csv or metadata.jsonl
     from datasets.exceptions import DatasetGenerationError
     if not any((Path(folder) / f"metadata.{kind}").exists() for kind in ("csv", "jsonl")):
         raise ValueError(f"no metadata.csv or metadata.jsonl in {folder}: write one with the columns file_name, question, answer")
-    try: rows = load_dataset("imagefolder", data_dir=str(folder), split="train").cast_column("image", Image(decode=False))
+    try: rows = load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train").cast_column("image", Image(decode=False))
     except (ValueError, IndexError, DatasetGenerationError) as e:
         raise ValueError(f"cannot read the metadata in {folder} ({str(e.__cause__ or e).strip()}): it needs the columns file_name, question, answer, and at least one row") from None
     for column in ("question", "answer"):
         if column not in rows.column_names: raise ValueError(f"the metadata in {folder} has the columns {rows.column_names}, not {column!r}: add it")
     for n, row in enumerate(rows, 1):
         if not Path(row["image"]["path"]).exists(): raise ValueError(f"row {n} of the metadata in {folder} names a file that is not there: {row['image']['path']}")
-        if not str(row["question"] or "").strip() or row["answer"] in (None, ""): raise ValueError(f"row {n} of the metadata in {folder} has no question or no answer: {row}")
+        if any(row[name] is None or not str(row[name]).strip() for name in ("question", "answer")): raise ValueError(f"row {n} of the metadata in {folder} has no question or no answer: {row}")
     return from_questions((r["image"]["path"], str(r["question"]), str(r["answer"]), Path(folder).name) for r in rows)
 
 # %% ../nbs/11_data.ipynb #2fbb2fd6
 def load_data(name: str,           # "easy-vqa", a folder, or "owner/name:subset" on the hub
-              split: str="train",  # which part of it
+              split: str="train",  # which part of it; a folder has one part, which comes whatever is asked for
               ):                   # -> Dataset in The Cauldron's schema
     "One door to every data set."
     if name == "easy-vqa": return easy_vqa(split)
@@ -75,9 +75,9 @@ def load_data(name: str,           # "easy-vqa", a folder, or "owner/name:subset
 class Examples(torch.utils.data.Dataset):
     "Rows made ready for the model, kept in memory where they fit. What cannot be used, a row or a question, is left out and counted; a row without a usable question is None."
     rows: list              # Dataset in The Cauldron's schema
-    processor: Processor
+    processor: Processor    # makes pixels and tokens of them
     cache: bool = None      # keep what was made; None = if all of it takes less than 1 GB at one image a row
-    made: dict = field(default_factory=dict)
+    made: dict = field(default_factory=dict)     # number of a row: what it became
     unusable: dict = field(default_factory=dict) # (number of a row, of a question in it) that could not be used: why
 
     def __post_init__(self):
@@ -89,7 +89,7 @@ class Examples(torch.utils.data.Dataset):
 
     def __len__(self): return len(self.rows)
 
-    def __getitem__(self, i: int) -> dict | None: # pixel_values (images, 3, H, W), head (ids), turns (list of prompt and answer ids)
+    def __getitem__(self, i: int) -> dict | None: # pixel_values (images, 3, H, W), head (ids), turns (list of turn and answer ids)
         if i in self.made: return self.made[i]
         example = self.make(i)
         if self.cache: self.made[i] = example
@@ -116,11 +116,11 @@ def collate(examples: list[dict | None],  # from `Examples`; None is left out
         ids, labels, segment = [*e["head"]], [-100] * len(e["head"]), [0] * len(e["head"])
         position = [*range(len(ids))]
         for n, t in enumerate(torch.randperm(len(e["turns"]))[:questions].tolist(), 1):
-            prompt, answer = e["turns"][t]
-            ids += prompt + answer
-            labels += [-100] * len(prompt) + answer
-            segment += [n] * len(prompt + answer)
-            position += range(len(e["head"]), len(e["head"]) + len(prompt + answer))
+            turn, answer = e["turns"][t]
+            ids += turn + answer
+            labels += [-100] * len(turn) + answer
+            segment += [n] * len(turn + answer)
+            position += range(len(e["head"]), len(e["head"]) + len(turn + answer))
         columns.append((ids, labels, segment, position))
         images.append(e["pixel_values"])
     if not columns: return None

@@ -6,8 +6,8 @@
 __all__ = ['STYLE', 'tiny_model', 'split_rows', 'versions', 'peak_memory_mb', 'card', 'page', 'report', 'DemoConfig', 'demo']
 
 # %% ../nbs/reference/demo.ipynb #7894cb1e
-import base64, html, json, platform, resource, sys, time
-from dataclasses import asdict, dataclass, replace
+import base64, html, platform, sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from .data import easy_vqa
@@ -15,7 +15,7 @@ from .evaluation import evaluate, is_right
 from .model import VisionLanguageModel, VLMConfig
 from .processor import Processor, train_tokenizer
 from .training import TrainConfig, train
-from .weights import replacing, write_json
+from .weights import write_json
 
 # %% ../nbs/reference/demo.ipynb #a4087a88
 def tiny_model(rows,          # Dataset in The Cauldron's schema: the tokenizer learns its words
@@ -30,7 +30,7 @@ def tiny_model(rows,          # Dataset in The Cauldron's schema: the tokenizer 
 
 def split_rows(rows,              # Dataset in The Cauldron's schema
                share: float=0.025, # of the rows (images) that is held out
-               seed: int=0,
+               seed: int=0,       # of the choice
                ):                 # -> training rows, validation rows
     "Hold some images out: they choose the checkpoint, so that the test set need not."
     parts = rows.train_test_split(test_size=max(1, round(share * len(rows))), seed=seed)
@@ -44,6 +44,7 @@ def versions() -> dict[str, str]:
 
 def peak_memory_mb() -> float:
     "The most memory that this process has held, in megabytes."
+    import resource # not on Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

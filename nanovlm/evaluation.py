@@ -15,9 +15,9 @@ from .generation import generate
 from .processor import Processor
 
 # %% ../nbs/13_evaluation.ipynb #a4087a88
-def normalise(text: str) -> str:
+def normalise(text: str) -> str: # an answer, of the model or of the data
     "What exact match compares: lower case, single spaces, no full stop at the end."
-    return " ".join(text.lower().split()).removesuffix(".")
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 # %% ../nbs/13_evaluation.ipynb #25394d0f
 def wilson(correct: int,   # right answers
@@ -32,7 +32,7 @@ def wilson(correct: int,   # right answers
 
 # %% ../nbs/13_evaluation.ipynb #2ec1dd09
 def see(pixels: list[Tensor], # each row's images, (images, 3, H, W)
-        what: str,            # "own", "blank" (mid-grey), or "other" (the next row's)
+        what: str,            # "own", "blank" (mid-grey), or "other" (the next row's; blank where no other row has as many images)
         ) -> list[Tensor]:    # likewise
     "The images that the model is shown: its own, or something that cannot help."
     if what == "own": return pixels
@@ -41,7 +41,7 @@ def see(pixels: list[Tensor], # each row's images, (images, 3, H, W)
     alike, shown = defaultdict(list), list(pixels)
     for row, p in enumerate(pixels): alike[len(p)].append(row) # trade only between rows with as many images
     for rows in alike.values():
-        for row, other in zip(rows, rows[1:] + rows[:1]): shown[row] = pixels[other]
+        for row, other in zip(rows, rows[1:] + rows[:1]): shown[row] = pixels[other] if len(rows) > 1 else torch.zeros_like(pixels[row])
     return shown
 
 # %% ../nbs/13_evaluation.ipynb #4317c0e7
@@ -55,7 +55,7 @@ def left_pad(prompts: list[list[int]], # token ids
 
 # %% ../nbs/13_evaluation.ipynb #2fbb2fd6
 def predict(model,                 # VisionLanguageModel
-            processor: Processor,
+            processor: Processor,  # the one that belongs to it
             rows,                  # Dataset in The Cauldron's schema
             images: str="own",     # what the model is shown, as for `see`
             batch_size: int=256,   # questions answered together
@@ -84,7 +84,7 @@ def exact_match(predictions: list[dict], # from `predict`
     "Accuracy by kind of question."
     kinds = defaultdict(list)
     for p in predictions:
-        for kind in ("all", p["source"]): kinds[kind].append(is_right(p))
+        for kind in {"all", p["source"]}: kinds[kind].append(is_right(p))
     return {kind: dict(accuracy=sum(ok) / len(ok), interval=wilson(sum(ok), len(ok)), count=len(ok)) for kind, ok in kinds.items()}
 
 # %% ../nbs/13_evaluation.ipynb #a8627948
@@ -94,16 +94,16 @@ def text_baselines(train_rows, # rows the model learnt from
     "What needs no eyes: the commonest answer of all, and the commonest answer to the same words."
     overall, by_question = Counter(), defaultdict(Counter)
     for t in (t for r in train_rows for t in r["texts"]):
-        overall[t["assistant"]] += 1
-        by_question[t["user"]][t["assistant"]] += 1
+        overall[normalise(t["assistant"])] += 1
+        by_question[t["user"]][normalise(t["assistant"])] += 1
     best = overall.most_common(1)[0][0]
-    tests = [(t["user"], t["assistant"]) for r in rows for t in r["texts"]]
+    tests = [(t["user"], normalise(t["assistant"])) for r in rows for t in r["texts"]]
     guess = lambda q: by_question[q].most_common(1)[0][0] if q in by_question else best
     return dict(majority=sum(a == best for _, a in tests) / len(tests), question_only=sum(a == guess(q) for q, a in tests) / len(tests))
 
 # %% ../nbs/13_evaluation.ipynb #8f37c29a
 def evaluate(model,                # VisionLanguageModel
-             processor: Processor,
+             processor: Processor,  # the one that belongs to it
              rows,                 # Dataset in The Cauldron's schema
              train_rows=None,      # what it learnt from, for the baselines that see only text
              **kwargs,             # batch_size and max_new_tokens, as for `predict`
@@ -118,11 +118,11 @@ def evaluate(model,                # VisionLanguageModel
 # %% ../nbs/13_evaluation.ipynb #4647281d
 LETTERS = "ABCDEFGHIJ"
 
-def choice_prompt(question: str,
+def choice_prompt(question: str,     # what to ask
                   options: list[str], # at most 10
                   ) -> str:
-    "A question with lettered options, in MMStar's manner (arXiv:2403.20330)."
-    if len(options) > len(LETTERS): raise ValueError(f"{len(options)} options, but only {len(LETTERS)} letters: give at most {len(LETTERS)}")
+    "A question with its options on lines of their own, each with a letter. No option, or more than 10, is a ValueError."
+    if not 0 < len(options) <= len(LETTERS): raise ValueError(f"{len(options)} options: give between 1 and {len(LETTERS)}")
     return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options)), "Answer with the option's letter."])
 
 # %% ../nbs/13_evaluation.ipynb #4b95ec51
@@ -134,14 +134,15 @@ def parse_choice(text: str,          # what the model wrote
     named = [n for n, option in enumerate(options) if normalise(option) == normalise(text)]
     if named: return named[0]
     match = (re.match(rf"\s*\(?([{letters}])(?:\)|[.:](?=\s|$)|\s*$)", text, re.I)
-             or re.search(rf"\b(?:answer|option)(?: is)?:?\s*\(?([{letters}])\b(?!(?<=[ai])\s+[a-z])", text, re.I)) # "is a dog", "is I think"
+             or re.search(rf"\b(?:answer|option)(?: is)?:?\s*\(?([{letters}])\b(?!(?<=[ai])\s+(?!(?:because|since|as|is|and)\b)[a-z])", text, re.I)) # not "is a dog", "is I think"; but "is A because"
     return letters.index(match[1].upper()) if match else None
 
 # %% ../nbs/13_evaluation.ipynb #b0454997
 @torch.inference_mode()
-def score_options(model, processor: Processor,
+def score_options(model,               # VisionLanguageModel
+                  processor: Processor, # the one that belongs to it
                   images: list,        # PIL images, paths or URLs
-                  question: str,
+                  question: str,       # what to ask about them
                   options: list[str],  # answers to weigh against each other
                   ) -> Tensor:         # (options,) log-likelihood of each, per token
     "How likely the model finds each option as its answer: nothing to parse."

@@ -11,11 +11,11 @@ import os
 # %% ../nbs/reference/images.ipynb #a4087a88
 MAX_PIXELS = 89_478_485 # where Pillow starts to warn of decompression bombs
 
-def load_image(source, # a path, a URL, bytes, or a PIL image
+def load_image(source, # a path, a URL (64 MiB at most), bytes, or a PIL image
                ):      # -> PIL image in RGB, upright
     "Open an image. One that is missing, broken or larger than MAX_PIXELS is a ValueError that names it."
     from PIL import Image, ImageOps
-    import io, urllib.request
+    import http.client, io, urllib.request
     image, name = source, str(source)[:200] if isinstance(source, (str, os.PathLike)) else type(source).__name__
     try:
         if isinstance(source, str) and source.startswith(("http://", "https://")):
@@ -28,5 +28,5 @@ def load_image(source, # a path, a URL, bytes, or a PIL image
         if image.mode.startswith("I;16"): image = image.convert("I").point(lambda v: v / 256).convert("L") # Pillow alone would clip it to white
         if not image.has_transparency_data: return image.convert("RGB")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    except (OSError, ValueError, SyntaxError, AttributeError, NotImplementedError, Image.DecompressionBombError) as e:
+    except (OSError, ValueError, SyntaxError, AttributeError, NotImplementedError, http.client.HTTPException, Image.DecompressionBombError) as e:
         raise ValueError(f"cannot read image {name!r} ({e}): give a PNG, JPEG or WebP file that an image viewer opens") from None

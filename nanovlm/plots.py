@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE', 'PROJECTOR', 'TEXT', 'LOSS', 'WIDTH', 'STAGES', 'pipeline', 'finish', 'to_pixels', 'images', 'grid',
-           'matrices', 'plain_ticks', 'lines', 'overlay', 'tokens', 'bars', 'regions', 'strips', 'token_flow',
-           'loss_curve', 'answers', 'arrows', 'LiveLoss', 'masks', 'intervals']
+           'matrices', 'PlainLog', 'plain_ticks', 'lines', 'overlay', 'tokens', 'bars', 'regions', 'strips',
+           'token_flow', 'loss_curve', 'answers', 'arrows', 'LiveLoss', 'masks', 'intervals']
 
 # %% ../nbs/reference/plots.ipynb #7894cb1e
 import math, textwrap
@@ -41,7 +41,7 @@ def finish(fig): # -> the figure
     return fig
 
 # %% ../nbs/reference/plots.ipynb #25394d0f
-def to_pixels(image: Tensor, # (3, H, W), in [0, 1] or [-1, 1]
+def to_pixels(image: Tensor, # (3, H, W), in [0, 1]; or in [-1, 1], if any number is negative
               ) -> Tensor:   # (H, W, 3) in [0, 1]
     "A tensor as matplotlib wants a picture."
     if image.min() < 0: image = (image + 1) / 2
@@ -81,7 +81,8 @@ def grid(image: Tensor,          # (3, H, W)
 
 def matrices(values: list[Tensor],    # each (rows, columns)
              titles: list[str]=(),    # one above each
-             xlabel: str="", ylabel: str="",
+             xlabel: str="",          # below each
+             ylabel: str="",          # left of the first
              numbers: bool=False,     # write the values into the cells
              cmap: str="viridis",     # matplotlib colour map
              ):                       # -> figure
@@ -99,16 +100,22 @@ def matrices(values: list[Tensor],    # each (rows, columns)
                 ax.text(c, r, f"{v[r, c]:.2g}", ha="center", va="center", fontsize=8, color="white" if v[r, c] < (low + high) / 2 else "black")
     return finish(fig)
 
-def plain_ticks(axis): # of a matplotlib figure, in logarithmic scale
+class PlainLog(LogFormatter):
     "Write 0.3 and 20, not powers of ten."
-    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter): set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    def __call__(self, x, pos=None): return f"{x:g}" if super().__call__(x, pos) else ""
+
+def plain_ticks(axis): # of a matplotlib figure, in logarithmic scale
+    "Plain numbers along a logarithmic axis."
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter): set_formatter(PlainLog(minor_thresholds=(2, 0.5)))
 
 def lines(x,                       # values along the horizontal axis
           curves: dict[str, list], # name: values along the vertical axis
-          xlabel: str, ylabel: str,
+          xlabel: str,             # what the horizontal axis shows
+          ylabel: str,             # what the vertical axis shows
           log: str="",             # axes in logarithmic scale: "", "x", "y" or "xy"
           ):                       # -> figure
-    "Curves over one axis, told apart by colour and by dash."
+    "Curves over one axis, told apart by colour and by dash. More than 5 are a ValueError."
+    if len(curves) > 5: raise ValueError(f"{len(curves)} curves, but only 5 styles: draw fewer")
     fig, ax = plt.subplots(figsize=(WIDTH, 3))
     for (name, y), color, dash in zip(curves.items(), [IMAGE, PROJECTOR, LOSS, TEXT, "black"], ["-", "--", "-.", ":", "-"]):
         ax.plot(x, y, dash, color=color, label=name)
@@ -123,7 +130,7 @@ def lines(x,                       # values along the horizontal axis
 
 def overlay(image: Tensor,   # (3, H, W)
             weights: list[Tensor], # each (h, w): one weight a patch
-            titles: list[str]=(),
+            titles: list[str]=(),  # one above each
             marks: list[tuple[int, int]]=(), # (row, column) of the patch to frame in each
             ):               # -> figure
     "Weights over the picture that they belong to: dark where little, bright where much."
@@ -261,6 +268,7 @@ def answers(predictions: list[dict], # from `predict`
             columns: int=4,          # in a row
             ):                       # -> figure
     "Pictures with a question and the model's answer; a wrong one is red and carries the right one."
+    from nanovlm.evaluation import is_right
     from nanovlm.images import load_image
     chosen = predictions[::max(1, len(predictions) // count)][:count]
     fig, axes = plt.subplots(math.ceil(count / columns), columns, figsize=(WIDTH, 2.2 * math.ceil(count / columns)), squeeze=False)
@@ -268,7 +276,7 @@ def answers(predictions: list[dict], # from `predict`
     for ax, p in zip(axes.flat, chosen):
         image = rows[p["row"]]["images"][0]
         ax.imshow(load_image(image["bytes"] or image["path"]) if isinstance(image, dict) else image)
-        right = p["prediction"].lower() == p["answer"].lower()
+        right = is_right(p)
         ax.set_title("\n".join(textwrap.wrap(p["question"], 22)), fontsize=8)
         ax.text(0.5, -0.04, p["prediction"] if right else f"{p['prediction']} (is: {p['answer']})", transform=ax.transAxes, ha="center", va="top", fontsize=9,
                 weight="bold", color="black" if right else LOSS)

@@ -154,34 +154,38 @@ class Processor:
         with replacing(folder / "chat_template.jinja") as tmp: tmp.write_text(CHAT_TEMPLATE)
 
 # %% ../nbs/10_processor.ipynb #4fbdb4ed
-def check_question(question: str):
-    "Refuse a question that is empty or holds a special token."
+def check_question(question: str): # what a user asks
+    "A question that is empty or holds a special token is a ValueError."
     if not question.strip(): raise ValueError(f"the question is empty ({question!r}): ask something")
     found = [t for t in SPECIAL_TOKENS if t in question]
     if found: raise ValueError(f"the question {question!r} holds the special token {found[0]!r}: leave it out (images are given apart from the text)")
 
 # %% ../nbs/10_processor.ipynb #a8627948
-def stream_answer(model, processor: Processor,
+def stream_answer(model,         # VisionLanguageModel
+                  processor: Processor, # the one that belongs to it
                   image,         # PIL image, path, URL, a list of these, or None
                   question: str, # what to ask about it
                   **kwargs,      # max_new_tokens, temperature, … as for `generate`
                   ):             # -> the answer so far, again and again
-    "Answer piece by piece."
+    "Answer piece by piece. An empty question, one with a special token, or no room for an answer is a ValueError."
     check_question(question)
     images = [] if image is None else image if isinstance(image, list) else [image]
     device, ids = next(model.parameters()).device, []
     batch = {k: t.to(device) for k, t in processor(images, question).items()}
     room = min(kwargs.pop("max_new_tokens", 64), processor.max_length - batch["input_ids"].shape[1])
+    if room < 1: raise ValueError(f"no room for an answer: the prompt has {batch['input_ids'].shape[1]} of at most {processor.max_length} tokens: shorten the question, and ask for max_new_tokens of 1 or more")
     for token in stream(model, **batch, max_new_tokens=room, eos_token_id=processor.eos_token_id, **kwargs):
         ids.append(token[0])
-        yield processor.decode(ids)
+        text = processor.decode(ids)
+        if not text.endswith("\ufffd"): yield text # half a letter waits for its other half
+    if text.endswith("\ufffd"): yield text
 
 # %% ../nbs/10_processor.ipynb #8f37c29a
 def ask(model,               # VisionLanguageModel
-        processor: Processor,
+        processor: Processor, # the one that belongs to it
         image,               # PIL image, path, URL, a list of these, or None
         question: str,       # what to ask about it
         **kwargs,            # max_new_tokens, temperature, … as for `generate`
         ) -> str:            # the answer
-    "Ask the model about an image. An empty question or one with a special token is a ValueError."
+    "Ask the model about an image. Errors are those of `stream_answer`."
     return [*stream_answer(model, processor, image, question, **kwargs)][-1]

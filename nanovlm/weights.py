@@ -23,7 +23,7 @@ def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub n
     path = Path(name_or_folder).expanduser()
     if path.exists(): return path
     if str(name_or_folder).count("/") != 1 or str(name_or_folder).startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"no folder {str(name_or_folder)!r}: give an existing checkpoint folder, or a hub name such as 'HuggingFaceTB/SmolVLM-256M-Instruct'")
+        raise FileNotFoundError(f"no folder {str(name_or_folder)!r}: give an existing checkpoint folder, or a hub name such as 'owner/name'")
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(str(name_or_folder), allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
     except Exception as e: # the hub's own errors have many types and no common base
@@ -151,8 +151,10 @@ def replacing(file: Path, # the file to be written
         os.replace(temporary, file)
     finally: temporary.unlink(missing_ok=True)
 
-def write_json(file: Path, content: dict):
-    "Write JSON in one step."
+def write_json(file: Path,    # the file to be written
+               content: dict, # what JSON can hold
+               ):
+    "Write JSON in one step: a crash leaves the old file whole."
     with replacing(file) as tmp: tmp.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 # %% ../nbs/reference/weights.ipynb #8f37c29a
@@ -166,7 +168,7 @@ def idefics3_config(config, # VLMConfig
                 tie_word_embeddings=text["tie_word_embeddings"], pad_token_id=None, vision_config=vision, text_config=text)
 
 def save_vlm(model, # VisionLanguageModel
-             folder: str | Path):
+             folder: str | Path): # made if it does not exist
     "Write weights and sizes as an Idefics3 folder; a tied head is not written twice."
     from safetensors.torch import save_file
     folder, tied = Path(folder), model.config.text_config.tie_word_embeddings

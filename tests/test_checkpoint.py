@@ -60,6 +60,19 @@ def test_labelled_text_equals_the_chat_template(demo):
     expected = theirs(text=theirs.apply_chat_template(said), return_tensors="pt")["input_ids"][0].tolist()
     assert [*ours.prompt("is it red?", 0), *ours.answer("yes"), *ours.encode("\n")] == expected
 
+def test_streamed_text_only_grows(tiny, monkeypatch):
+    "A letter of several tokens appears when it is complete; joined, the pieces are the answer."
+    from nanovlm import processor as module
+    model, processor = tiny
+    ids = processor.answer("café 🙂 x")[:-1]
+    monkeypatch.setattr(module, "stream", lambda *args, **kwargs: (torch.tensor([i]) for i in ids))
+    seen = [*module.stream_answer(model, processor, None, "what is it?")]
+    assert len(ids) > len(seen) and all(later.startswith(sooner) for sooner, later in zip(seen, seen[1:])) and seen[-1] == "café 🙂 x"
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_no_room_for_an_answer_is_refused(tiny, most):
+    with pytest.raises(ValueError, match="no room for an answer"): ask(*tiny, None, "what is it?", max_new_tokens=most)
+
 def test_processor_round_trip(tiny, tmp_path):
     _, processor = tiny
     processor.save_pretrained(tmp_path)

@@ -98,6 +98,9 @@ def test_any_mode_becomes_pixels(mode):
     pixels = preprocess(image, 32)
     assert pixels.shape == (3, 32, 32) and pixels.min() >= -1 and pixels.max() <= 1
 
+def test_an_impossible_address_is_refused():
+    with pytest.raises(ValueError, match="cannot read image 'http://localhost/a b.png'"): load_image("http://localhost/a b.png")
+
 def test_upright():
     image = Image.new("RGB", (40, 20), "white")
     image.getexif()[0x0112] = 6 # turned by a quarter
@@ -112,6 +115,12 @@ def test_an_unreadable_row_is_skipped_and_counted(tiny, rows, tmp_path, kind):
     assert len(batch["input_ids"]) == 3 and len(batch["pixel_values"]) == 3
     assert examples.skipped.total() == 1 and "bad.png" in str(examples.skipped)
     assert collate([examples[3]]) is None
+
+def test_an_unusable_question_does_not_cost_its_row(tiny, rows):
+    texts = [dict(user="what is it?", assistant="red", source=""), dict(user="why? " * 600, assistant="red", source=""), dict(user="is it?", assistant="", source="")]
+    examples = Examples([rows[0] | dict(texts=texts), rows[0] | dict(texts=texts[1:]), rows[0] | dict(texts=[])], tiny[1])
+    assert [e and len(e["turns"]) for e in (examples[i] for i in (0, 1, 2, 0))] == [1, None, None, 1]
+    assert examples.skipped.total() == 5 and any("no room for an answer" in why for why in examples.skipped) and any("empty" in why for why in examples.skipped)
 
 @pytest.fixture
 def folder(tmp_path):
@@ -132,8 +141,15 @@ def test_image_folder(folder):
     as_csv(folder, ["file_name,question,answer", 'a.png,"red, or blue?",red'])
     assert image_folder(folder)[0]["texts"] == [dict(user="red, or blue?", assistant="red", source=folder.name)]
 
+def test_file_names_do_not_make_splits(folder):
+    (folder / "train").mkdir()
+    (folder / "a.png").rename(folder / "train/a.png")
+    (folder / "b.jpg").rename(folder / "my_test.jpg")
+    as_csv(folder, ["file_name,question,answer", "train/a.png,what?,red", "my_test.jpg,what?,blue", "c.webp,what?,green"])
+    assert sorted(t["assistant"] for texts in load_data(str(folder), "test")["texts"] for t in texts) == ["blue", "green", "red"]
+
 @pytest.mark.parametrize("lines, complaint", [
-    (["file_name,question", "a.png,what?"], "'answer'"), (["file_name,question,answer", "a.png,what?,"], "row 1 .* no answer"),
+    (["file_name,question", "a.png,what?"], "'answer'"), (["file_name,question,answer", "a.png,what?,"], "row 1 .* no answer"), (["file_name,question,answer", 'a.png,what?,"  "'], "row 1 .* no answer"),
     (["file_name,question,answer", "a.png,what?,red", "zzz.png,what?,red"], "row 2 .*zzz.png")])
 def test_bad_metadata_is_named(folder, lines, complaint):
     as_csv(folder, lines)
