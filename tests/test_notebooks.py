@@ -36,6 +36,13 @@ def test_clean_leaves_no_difference(copy):
     run([tool("nbdev_clean")], cwd=copy)
     for path, source in before.items(): assert source == path.read_text(), f"{path.name} is not clean: run nbdev_clean"
 
+@pytest.mark.skipif(shutil.which("quarto") is not None, reason="Quarto's own build is GitHub's business")
+def test_site_builds(copy):
+    run(["make", "-o", ".venv/dev", "site", f"BIN={os.path.dirname(sys.executable)}"], cwd=copy)
+    for path in CHAPTERS:
+        page = (copy / f"_docs/{path.stem}.html").read_text()
+        assert page.count("<img") >= 2 and "<h1" in page, path.stem
+
 @pytest.fixture(scope="module")
 def wheel(copy, tmp_path_factory):
     "The package, built as a wheel and unpacked into an empty folder."
