@@ -34,8 +34,8 @@ class VLMConfig:
     @classmethod
     def tiny(cls) -> "VLMConfig":
         "The model that the course trains from scratch on a CPU."
-        vision = VisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8)
-        text = TextConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vision = VisionConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8)
+        text = TextConfig(vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                           max_position_embeddings=512, rope_theta=10_000.0)
         return cls(vision, text, scale_factor=2, image_token_id=5)
 

@@ -24,10 +24,10 @@ from .weights import write_json
 class TrainConfig:
     "Everything that decides how a run goes."
     output_dir: str = "runs/train"     # where the best checkpoint and the log go; "" = nowhere
-    steps: int = 1700                  # optimizer steps
+    steps: int = 850                   # optimizer steps
     batch_size: int = 64               # rows (images) that are in memory together
     accumulate: int = 1                # batches an optimizer step gathers gradients from
-    questions: int = 4                 # questions drawn for each image
+    questions: int = 6                 # questions drawn for each image
     shift: int = 2                     # an image is moved at random by up to so many pixels; 0 = never
     optimizer: str = "muon"            # "muon" (matrices by Muon, the rest by AdamW) or "adamw"
     lr_connector: float = 1e-3         # AdamW's peak learning rate for the connector …
@@ -39,7 +39,7 @@ class TrainConfig:
     warmup: float = 0.05               # share of steps in which the learning rate rises
     final_lr: float = 0.02             # share of the peak that is left at the end
     precision: str = "auto"            # "fp32", "bf16", or "auto": bf16 on a GPU that has it
-    valid_every: int = 170             # steps between looks at the validation rows
+    valid_every: int = 85              # steps between looks at the validation rows
     seed: int = 0                      # of everything random
     progress: bool = True              # show a progress bar
 
@@ -164,10 +164,11 @@ def training_step(model: nn.Module,                 # VisionLanguageModel
 def shift_images(images: Tensor, # (images, C, H, W)
                  most: int,      # pixels, at most, in each direction
                  ) -> Tensor:    # (images, C, H, W)
-    "Move images at random, all alike, up or down and left or right; the border is filled with the edge's colours."
+    "Move each image at random, up or down and left or right; the border is filled with the edge's colours."
     H, W = images.shape[-2:]
-    y, x = torch.randint(0, 2 * most + 1, (2,)).tolist()
-    return F.pad(images, [most] * 4, mode="replicate")[..., y:y + H, x:x + W]
+    padded = F.pad(images, [most] * 4, mode="replicate")
+    places = torch.randint(0, 2 * most + 1, (len(images), 2)).tolist()
+    return torch.stack([p[:, y:y + H, x:x + W] for p, (y, x) in zip(padded, places)])
 
 # %% ../nbs/12_training.ipynb #b0454997
 def batches(examples: Examples,

@@ -62,7 +62,7 @@ from nbclient import NotebookClient
 nb = nbformat.read(sys.argv[1], 4)
 for c in nb.cells:
     if c.cell_type == "code": c.outputs = []
-    if c.cell_type == "code" and any(line.strip() in ("#| hub", "#| gpu") for line in c.source.splitlines()): c.source = ""
+    if c.cell_type == "code" and any(line.strip() in ("#| hub", "#| gpu", "#| slow") for line in c.source.splitlines()): c.source = ""
 NotebookClient(nb, timeout=600, kernel_name="python3").execute()
 """
 
