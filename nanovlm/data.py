@@ -98,7 +98,9 @@ class Examples(torch.utils.data.Dataset):
     def make(self, i: int) -> dict | None: # likewise
         row, turns = self.rows[i], []
         try: pixels = self.processor.pixels(row["images"])
-        except ValueError as error: return self.unusable.update({(i, None): str(error)})
+        except ValueError as error:
+            self.unusable[i, None] = str(error)
+            return None
         for n, t in enumerate(row["texts"]):
             try: turns.append(self.processor.example(t["user"], t["assistant"], len(pixels)))
             except ValueError as error: self.unusable[i, n] = str(error)
