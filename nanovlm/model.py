@@ -35,8 +35,7 @@ class VLMConfig:
     def tiny(cls) -> "VLMConfig":
         "The model that the course trains from scratch on a CPU."
         vision = VisionConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8)
-        text = TextConfig(vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                          max_position_embeddings=512, rope_theta=10_000.0)
+        text = TextConfig(vocab_size=512, hidden_size=64, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, rope_theta=10_000.0)
         return cls(vision, text, scale_factor=2, image_token_id=5)
 
     @classmethod
@@ -52,13 +51,14 @@ class VLMConfig:
 # %% ../nbs/09_vlm.ipynb #25394d0f
 @torch.no_grad()
 def init_weights(model: nn.Module): # a VisionLanguageModel, changed in place
-    "Start at unit scale: N(0, 1/fan-in) everywhere, and layers that add to the residual stream divided by √(2·layers) (GPT-2)."
+    "Start at unit scale: N(0, 1/fan-in), layers that add to the residual stream divided by √(2·layers) (GPT-2), filters centred on 0."
     for name, module in model.named_modules():
         stack = model.vision_model.encoder["layers"] if name.startswith("vision_model") else model.text_model.layers
         scale = (2 * len(stack)) ** -0.5 if name.endswith(("out_proj", "o_proj", "fc2", "down_proj")) else 1.0
         if isinstance(module, nn.Embedding): module.weight.normal_(std=module.embedding_dim ** -0.5)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             module.weight.normal_(std=scale * module.weight[0].numel() ** -0.5)
+            if isinstance(module, nn.Conv2d): module.weight.sub_(module.weight.mean((1, 2, 3), keepdim=True))
             if module.bias is not None: module.bias.zero_()
 
 # %% ../nbs/09_vlm.ipynb #2ec1dd09

@@ -346,7 +346,7 @@ def intervals(scores: dict[str, tuple[float, tuple[float, float]]], # name: valu
     fig, ax = plt.subplots(figsize=(WIDTH, 0.32 * len(scores) + 0.7))
     for n, (value, (low, high)) in enumerate(scores.values()):
         ax.plot((low, high), (n, n), color=TEXT if n else LOSS, lw=5, alpha=0.4, solid_capstyle="butt")
-        ax.plot(value, n, "o", color=TEXT if n else LOSS)
+        ax.plot(value, n, "o", color=TEXT if n else LOSS, clip_on=False)
         ax.text(1.02, n, f"{value:.1%}", va="center", fontsize=9)
     ax.set(xlim=(0, 1), yticks=range(len(scores)), yticklabels=scores, xlabel=xlabel)
     ax.xaxis.set_major_formatter("{x:.0%}")

@@ -24,22 +24,22 @@ from .weights import write_json
 class TrainConfig:
     "Everything that decides how a run goes."
     output_dir: str = "runs/train"     # where the best checkpoint and the log go; "" = nowhere
-    steps: int = 850                   # optimizer steps
+    steps: int = 720                   # optimizer steps
     batch_size: int = 64               # rows (images) that are in memory together
     accumulate: int = 1                # batches an optimizer step gathers gradients from
     questions: int = 6                 # questions drawn for each image
     shift: int = 2                     # an image is moved at random by up to so many pixels; 0 = never
     optimizer: str = "muon"            # "muon" (matrices by Muon, the rest by AdamW) or "adamw"
-    lr_connector: float = 1e-3         # AdamW's peak learning rate for the connector …
-    lr_vision: float = 1e-3            # … for the vision encoder (0 = frozen) …
-    lr_text: float = 1e-3              # … and for the decoder (0 = frozen)
-    muon_factor: float = 10.0          # Muon's learning rate is so many times AdamW's
-    weight_decay: float = 0.3          # pull of the weights towards 0
+    lr_connector: float = 2e-3         # AdamW's peak learning rate for the connector …
+    lr_vision: float = 2e-3            # … for the vision encoder (0 = frozen) …
+    lr_text: float = 2e-3              # … and for the decoder (0 = frozen)
+    muon_factor: float = 5.0           # Muon's learning rate is so many times AdamW's
+    weight_decay: float = 0.1          # pull of the weights towards 0
     max_grad_norm: float = 1.0         # longer gradients are shortened to this
     warmup: float = 0.05               # share of steps in which the learning rate rises
     final_lr: float = 0.02             # share of the peak that is left at the end
     precision: str = "auto"            # "fp32", "bf16", or "auto": bf16 on a GPU that has it
-    valid_every: int = 85              # steps between looks at the validation rows
+    valid_every: int = 72              # steps between looks at the validation rows
     seed: int = 0                      # of everything random
     progress: bool = True              # show a progress bar
 
@@ -77,10 +77,10 @@ def newton_schulz(x: Tensor, # (n, rows, columns) matrices
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal: `torch.optim.Muon`, with all matrices of one shape in a single product."
     def __init__(self,
-                 params,               # matrices, or groups of them with "lr" and "weight_decay"
+                 params,               # matrices or filters, or groups of them with "lr" and "weight_decay"
                  lr: float=1e-2,       # length of a step; times √(rows/columns) for tall matrices
-                 momentum: float=0.95, # share of the running mean that is kept
-                 weight_decay: float=0.3, # pull towards 0
+                 momentum: float=0.9,  # share of the running mean that is kept
+                 weight_decay: float=0.1, # pull towards 0
                  ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -89,13 +89,13 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             shapes, lr, momentum = defaultdict(list), group["lr"], group["momentum"]
             for p in group["params"]:
-                if p.grad is not None: shapes[p.shape].append(p)
+                if p.grad is not None: shapes[p.flatten(1).shape].append(p)
             for (rows, columns), params in shapes.items():
                 means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in params]
                 for p, mean in zip(params, means): mean.lerp_(p.grad, 1 - momentum)
-                ahead = torch.stack([p.grad.lerp(mean, momentum) for p, mean in zip(params, means)]) # look one step ahead (Nesterov)
+                ahead = torch.stack([p.grad.lerp(mean, momentum).flatten(1) for p, mean in zip(params, means)]) # look one step ahead (Nesterov)
                 for p, update in zip(params, newton_schulz(ahead)):
-                    p.mul_(1 - lr * group["weight_decay"]).sub_(update, alpha=lr * max(1, rows / columns) ** 0.5)
+                    p.mul_(1 - lr * group["weight_decay"]).sub_(update.view_as(p), alpha=lr * max(1, rows / columns) ** 0.5)
 
 # %% ../nbs/12_training.ipynb #2fbb2fd6
 def parameter_groups(model: nn.Module,    # VisionLanguageModel
@@ -108,7 +108,7 @@ def parameter_groups(model: nn.Module,    # VisionLanguageModel
         lr = rates[name.split(".")[0]]
         p.requires_grad_(lr > 0)
         if not lr: continue
-        kind = "muon" if config.optimizer == "muon" and p.ndim == 2 and "embed" not in name and "lm_head" not in name else "adamw"
+        kind = "muon" if config.optimizer == "muon" and p.ndim > 1 and not any(table in name for table in ("embed_tokens", "position_embedding", "lm_head")) else "adamw"
         peak = lr * (config.muon_factor if kind == "muon" else 1)
         decay = config.weight_decay if p.ndim > 1 else 0.0
         groups.setdefault(kind, {}).setdefault((peak, decay), []).append(p)

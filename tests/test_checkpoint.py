@@ -98,14 +98,14 @@ def test_a_tensor_of_another_shape_is_named(tiny, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"]["intermediate_size"] = 96
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"gate_proj.*\(64, 64\).*\(96, 64\)"): VisionLanguageModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"gate_proj.*\(256, 64\).*\(96, 64\)"): VisionLanguageModel.from_pretrained(tmp_path)
 
 def test_tensors_that_do_not_belong_are_named(tiny, tmp_path):
     tiny[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 1
+    config["vision_config"]["num_hidden_layers"] = 2
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="layers.1"): VisionLanguageModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="layers.2"): VisionLanguageModel.from_pretrained(tmp_path)
 
 def test_another_model_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
