@@ -92,7 +92,7 @@ class DemoConfig:
     "What the demo can vary."
     output_dir: str = "runs/demo" # the checkpoint, metrics.json, loss.svg and index.html go here
     seed: int = 0                 # of everything random
-    steps: int = 720              # optimizer steps
+    steps: int = TrainConfig.steps # optimizer steps
 
 def demo(config: DemoConfig=None) -> dict: # the metrics
     "Train the tiny model on easy-VQA from scratch, answer all official test questions once, and write down what happened."

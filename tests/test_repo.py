@@ -66,6 +66,7 @@ def test_import_cells_hold_imports_alone(path):
 def test_stored_outputs_have_no_errors_or_noise(path):
     for c in cells(path):
         for o in c.get("outputs", []): assert o["output_type"] != "error" and o.get("name") != "stderr", "".join(c["source"])
+    assert "widgets" not in json.loads(path.read_text())["metadata"], "the state of progress bars is stored: delete it"
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_chapters_are_stored_with_outputs(path):

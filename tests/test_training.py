@@ -5,7 +5,7 @@ import torch
 from nanovlm.data import Examples, collate, from_questions
 from nanovlm.demo import tiny_model
 from nanovlm.model import VisionLanguageModel
-from nanovlm.training import TrainConfig, learning_rate, make_optimizers, parameter_groups, train, training_step
+from nanovlm.training import Muon, TrainConfig, learning_rate, make_optimizers, parameter_groups, train, training_step
 
 QUIET = dict(output_dir="", progress=False)
 
@@ -46,6 +46,18 @@ def test_every_parameter_has_one_group_of_its_part(tiny, optimizer):
         lr = {"connector": 3e-3, "vision_model": 2e-3}.get(name.split(".")[0], 1e-3)
         assert peak == pytest.approx(lr * (config.muon_factor if kind == "muon" else 1)), name
         assert kind == ("muon" if optimizer == "muon" and p.ndim > 1 and not name.endswith(("embed_tokens.weight", "position_embedding.weight")) else "adamw"), name
+
+def test_muon_treats_filters_as_a_matrix():
+    "A convolution's filters move as the matrix that they are when each is laid flat, momentum included."
+    torch.manual_seed(0)
+    filters = torch.nn.Parameter(torch.randn(16, 3, 4, 4))
+    flat = torch.nn.Parameter(filters.detach().flatten(1).clone())
+    optimizers = Muon([filters]), Muon([flat])
+    for _ in range(3):
+        filters.grad = torch.randn_like(filters)
+        flat.grad = filters.grad.flatten(1).clone()
+        for optimizer in optimizers: optimizer.step()
+    assert torch.equal(filters.flatten(1), flat)
 
 def test_a_rate_of_zero_freezes(rows):
     model, processor = tiny_model(rows)
