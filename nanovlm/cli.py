@@ -21,7 +21,7 @@ from .images import load_image
 @dataclass
 class Ask:
     "Ask a model about an image; without a question, ask as often as you like."
-    checkpoint: tyro.conf.Positional[str]      # a checkpoint folder, or the hub name of one that was saved by this package
+    checkpoint: tyro.conf.Positional[str]      # a folder or hub name: ours, SmolVLM, or the nanoVLM repository's
     image: tyro.conf.Positional[str]           # a path or URL
     question: tyro.conf.Positional[str | None] = None # what to ask; nothing = an interactive prompt
     max_new_tokens: int = 64                   # longest answer, in tokens

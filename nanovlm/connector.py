@@ -30,6 +30,5 @@ class Connector(nn.Module):
         self.scale_factor = scale_factor
         self.modality_projection = nn.ModuleDict({"proj": nn.Linear(vision_width * scale_factor**2, text_width, bias=False)})
 
-    def forward(self, x: Tensor, # (images, N, vision width)
-                ) -> Tensor:     # (images, N/r², text width)
+    def forward(self, x: Tensor) -> Tensor: # (images, N, vision width) to (images, N/r², text width)
         return self.modality_projection["proj"](pixel_shuffle(x, self.scale_factor))

@@ -97,15 +97,15 @@ class Examples(torch.utils.data.Dataset):
 
     def make(self, i: int) -> dict | None: # likewise
         row, turns = self.rows[i], []
-        try: pixels = self.processor.pixels(row["images"])
+        try: pixels, grids = self.processor.pixels(row["images"])
         except ValueError as error:
             self.unusable[i, None] = str(error)
             return None
         for n, t in enumerate(row["texts"]):
-            try: turns.append(self.processor.example(t["user"], t["assistant"], len(pixels)))
+            try: turns.append(self.processor.example(t["user"], t["assistant"], grids))
             except ValueError as error: self.unusable[i, n] = str(error)
         if not row["texts"]: self.unusable[i, None] = "a row has no questions"
-        return dict(pixel_values=pixels, head=self.processor.head(len(pixels)), turns=turns) if turns else None
+        return dict(pixel_values=pixels, head=self.processor.head(grids), turns=turns) if turns else None
 
 # %% ../nbs/11_data.ipynb #a8627948
 def collate(examples: list[dict | None],  # from `Examples`; None is left out

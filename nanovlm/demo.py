@@ -29,7 +29,7 @@ def tiny_model(rows,          # Dataset in The Cauldron's schema: the tokenizer 
     return VisionLanguageModel(config), Processor(tokenizer, config.vision_config.image_size, config.image_seq_len, config.text_config.max_position_embeddings)
 
 def split_rows(rows,              # Dataset in The Cauldron's schema
-               share: float=0.025, # of the rows (images) that is held out
+               share: float=0.05,  # of the rows (images) that is held out
                seed: int=0,       # of the choice
                ):                 # -> training rows, validation rows
     "Hold some images out: they choose the checkpoint, so that the test set need not."

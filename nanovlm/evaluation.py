@@ -63,11 +63,12 @@ def predict(model,                 # VisionLanguageModel
             ) -> list[dict]:       # row, question, answer, prediction, source
     "The model's greedy answer to every question."
     device, rows = next(model.parameters()).device, list(rows)
-    pixels = see([processor.pixels(r["images"]) for r in rows], images)
+    opened = [processor.pixels(r["images"]) for r in rows]
+    pixels = see([p for p, _ in opened], images)
     todo = [dict(row=n, question=t["user"], answer=t["assistant"], source=t["source"]) for n, r in enumerate(rows) for t in r["texts"]]
     for start in range(0, len(todo), batch_size):
         part = todo[start:start + batch_size]
-        batch = left_pad([processor.prompt(t["question"], len(pixels[t["row"]])) for t in part], processor.pad_token_id)
+        batch = left_pad([processor.prompt(t["question"], opened[t["row"]][1]) for t in part], processor.pad_token_id)
         shown = torch.cat([pixels[t["row"]] for t in part])
         if len(shown): batch["pixel_values"] = shown
         tokens = generate(model, **{k: v.to(device) for k, v in batch.items()}, max_new_tokens=max_new_tokens, eos_token_id=processor.eos_token_id)
@@ -146,9 +147,9 @@ def score_options(model,               # VisionLanguageModel
                   options: list[str],  # answers to weigh against each other
                   ) -> Tensor:         # (options,) log-likelihood of each, per token
     "How likely the model finds each option as its answer: nothing to parse."
-    pixels, device, scores = processor.pixels(images), next(model.parameters()).device, []
+    (pixels, grids), device, scores = processor.pixels(images), next(model.parameters()).device, []
     for option in options:
-        prompt, answer = processor.prompt(question, len(images)), processor.answer(option)
+        prompt, answer = processor.prompt(question, grids), processor.answer(option)
         batch = dict(input_ids=torch.tensor([prompt + answer]), labels=torch.tensor([[-100] * len(prompt) + answer])) | (dict(pixel_values=pixels) if images else {})
         scores.append(-model(**{k: v.to(device) for k, v in batch.items()}))
     return torch.stack(scores)

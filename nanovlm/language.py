@@ -138,8 +138,7 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(self.lm_head(self.text_model(x, attention_mask, position_ids, cache, keep)).float(), targets[keep])
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str, # a folder, a .gguf file, or a hub name such as "HuggingFaceTB/SmolLM2-135M"
-                        ) -> "LanguageModel":
-        "Load a Llama checkpoint, strictly."
+    def from_pretrained(cls, name_or_folder: str, **options) -> "LanguageModel": # a folder, a .gguf file, or a hub name such as "HuggingFaceTB/SmolLM2-135M"; more as for `load_model`
+        "Load a Llama checkpoint, strictly. Options: dtype, device, revision."
         from nanovlm.weights import load_model, read_text_config
-        return load_model(cls, name_or_folder, read_text_config, {"text_model.": "model."})
+        return load_model(cls, name_or_folder, read_text_config, {"text_model.": "model."}, **options)

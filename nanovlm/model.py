@@ -90,11 +90,16 @@ class VisionLanguageModel(LanguageModel):
         return super().forward(input_ids, attention_mask, labels, inputs_embeds=self.embed(input_ids, pixel_values), **kwargs)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str, # a folder, or a hub name such as "HuggingFaceTB/SmolVLM-256M-Instruct"
-                        ) -> "VisionLanguageModel":
-        "Load an Idefics3 checkpoint, strictly: ours, or SmolVLM's."
-        from nanovlm.weights import VLM_PREFIXES, load_model, read_vlm_config
-        return load_model(cls, name_or_folder, read_vlm_config, VLM_PREFIXES)
+    def from_pretrained(cls, name_or_folder: str, **options) -> "VisionLanguageModel": # a folder, or a hub name such as "HuggingFaceTB/SmolVLM-256M-Instruct"; more as for `load_model`
+        "Load a checkpoint, strictly: ours, Idefics3's, SmolVLM's, or the nanoVLM repository's. Options: dtype, device, revision."
+        from nanovlm.weights import load_vlm
+        return load_vlm(cls, name_or_folder, **options)
+
+    @classmethod
+    def from_backbones(cls, vision: str, text: str, scale_factor: int=2) -> "VisionLanguageModel": # SigLIP's folder or hub name; SmolLM2's, or its .gguf file; r of the pixel shuffle
+        "Join two pretrained towers by a new connector, with SmolVLM's special tokens added to the vocabulary (chapter 17)."
+        from nanovlm.hub import join
+        return join(cls, vision, text, scale_factor)
 
     def save_pretrained(self, folder: str): # made if it does not exist
         "Write `config.json` and `model.safetensors` as an Idefics3 checkpoint, each replaced in one step."

@@ -43,6 +43,7 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor, # (B, C, H, W)
                 ) -> Tensor:                # (B, N, D)
-        P, (H, W) = self.patch_embedding.kernel_size[0], pixel_values.shape[-2:]
-        x = F.linear(patchify(pixel_values, P), self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        return x + interpolate_positions(self.position_embedding.weight, (H // P, W // P))
+        P, filters = self.patch_embedding.kernel_size[0], self.patch_embedding.weight.flatten(1)
+        h, w = (side // P for side in pixel_values.shape[-2:]) # pixels beyond the last whole patch are left out, as a convolution does
+        x = F.linear(patchify(pixel_values[..., :h * P, :w * P].to(filters.dtype), P), filters, self.patch_embedding.bias)
+        return x + interpolate_positions(self.position_embedding.weight, (h, w))

@@ -39,7 +39,7 @@ class TrainConfig:
     warmup: float = 0.05               # share of steps in which the learning rate rises
     final_lr: float = 0.02             # share of the peak that is left at the end
     precision: str = "auto"            # "fp32", "bf16", or "auto": bf16 on a GPU that has it
-    valid_every: int = 72              # steps between looks at the validation rows
+    valid_every: int = 90              # steps between looks at the validation rows
     seed: int = 0                      # of everything random
     progress: bool = True              # show a progress bar
 

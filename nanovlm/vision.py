@@ -29,7 +29,7 @@ class VisionConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads: raise ValueError(f"vision: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: change one of them")
-        if self.image_size % self.patch_size: raise ValueError(f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: change one of them")
+        if self.image_size < self.patch_size: raise ValueError(f"vision: image_size {self.image_size} is smaller than patch_size {self.patch_size}, so there is no patch: change one of them")
 
     @property
     def grid(self) -> int: # patches along a side
@@ -70,18 +70,16 @@ class VisionModel(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))})
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor, # (B, C, H, W), normalised to [-1, 1]
-                ) -> Tensor:                # (B, N, D)
+    def forward(self, pixel_values: Tensor) -> Tensor: # (B, C, H, W), normalised to [-1, 1]; out: (B, N, D)
         x = self.embeddings(pixel_values)
         for layer in self.encoder["layers"]: x = layer(x)
         return self.post_layernorm(x)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str, # a folder, or a hub name such as "google/siglip-base-patch16-224"
-                        ) -> "VisionModel": # loaded, in eval mode
-        "Load the vision tower of a SigLIP checkpoint, strictly."
+    def from_pretrained(cls, name_or_folder: str, **options) -> "VisionModel": # a folder, or a hub name such as "google/siglip-base-patch16-224"; more as for `load_model`
+        "Load the vision tower of a SigLIP checkpoint, strictly. Options: dtype, device, revision."
         from nanovlm.weights import load_model, read_vision_config
-        return load_model(cls, name_or_folder, read_vision_config, {"": "vision_model."}, ignore=("vision_model.head.", "head.", "text_model.", "logit_"))
+        return load_model(cls, name_or_folder, read_vision_config, {"": "vision_model."}, ignore=("vision_model.head.", "head.", "text_model.", "logit_"), **options)
 
 # %% ../nbs/03_vision.ipynb #4fbdb4ed
 def preprocess(image,              # PIL image of any mode and size, or what `load_image` opens

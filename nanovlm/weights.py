@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['VLM_PREFIXES', 'find_folder', 'read_json', 'pick_fields', 'vision_config', 'text_config', 'read_text_config',
-           'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'load_model',
+           'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'load_model', 'load_vlm',
            'replacing', 'write_json', 'idefics3_config', 'save_vlm']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
 import json, os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 # %% ../nbs/reference/weights.ipynb #a4087a88
 def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub name "owner/name"
+                revision: str=None,         # branch, tag or commit on the hub
+                files: tuple[str, ...]=("*.json", "*.jinja", "*.safetensors"), # which of the hub's files are wanted
                 ) -> Path:                  # where its files are
     "A local folder as it is, or the downloaded snapshot of a hub repository. One that cannot be had is a FileNotFoundError."
     path = Path(name_or_folder).expanduser()
@@ -25,7 +27,7 @@ def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub n
     if str(name_or_folder).count("/") != 1 or str(name_or_folder).startswith(("/", ".", "~")):
         raise FileNotFoundError(f"no folder {str(name_or_folder)!r}: give an existing checkpoint folder, or a hub name such as 'owner/name'")
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(str(name_or_folder), allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
+    try: return Path(snapshot_download(str(name_or_folder), revision=revision, allow_patterns=list(files)))
     except Exception as e: # the hub's own errors have many types and no common base
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise FileNotFoundError(f"{str(name_or_folder)!r} is not a folder here, and could not be had from the hub ({reason}): check the name and the network, or download it and give the folder") from e
@@ -61,7 +63,7 @@ def text_config(config: dict, # a Llama config.json, or a VLM's text_config
     if rope.get("rope_type", rope.get("type", "default")) != "default": raise ValueError(f"rotary embedding of type {rope} is not supported: use a checkpoint with plain RoPE")
     for name, plain in dict(hidden_act="silu", attention_bias=False, mlp_bias=False).items():
         if config.get(name, plain) != plain: raise ValueError(f"text config has {name} = {config[name]!r}, the decoder has {plain!r}: use a Llama-style checkpoint such as SmolLM2")
-    return TextConfig(**{"tie_word_embeddings": False, "rope_theta": rope.get("rope_theta", 10_000.0), "max_position_embeddings": 2048} | pick_fields(TextConfig, config))
+    return TextConfig(**{"tie_word_embeddings": False, "rope_theta": rope.get("rope_theta", 10_000.0), "rms_norm_eps": 1e-6, "max_position_embeddings": 2048} | pick_fields(TextConfig, config))
 
 # %% ../nbs/reference/weights.ipynb #4317c0e7
 def read_text_config(folder: Path): # of a Llama checkpoint, or a .gguf file -> TextConfig
@@ -75,30 +77,35 @@ def read_vision_config(folder: Path): # of a SigLIP checkpoint -> VisionConfig
     config = read_json(folder / "config.json")
     return vision_config(config.get("vision_config", config))
 
-def read_vlm_config(folder: Path): # of an Idefics3 checkpoint -> VLMConfig
+def read_vlm_config(folder: Path): # of an Idefics3, SmolVLM or nanoVLM checkpoint -> VLMConfig
     "All sizes from `config.json`. A folder of another model type is a ValueError."
+    from nanovlm.hub import is_nanovlm, nanovlm_config
     from nanovlm.model import VLMConfig
     config = read_json(folder / "config.json")
+    if is_nanovlm(config): return nanovlm_config(config)
     if config.get("model_type") not in ("idefics3", "smolvlm"):
-        raise ValueError(f"{folder}/config.json has model_type {config.get('model_type')!r}: give an 'idefics3' or 'smolvlm' checkpoint")
+        raise ValueError(f"{folder}/config.json has model_type {config.get('model_type')!r}: give a checkpoint of type 'idefics3' or 'smolvlm', or of the nanoVLM repository")
     text = config["text_config"] | {"tie_word_embeddings": config.get("tie_word_embeddings", False)}
     return VLMConfig(vision_config(config["vision_config"]), text_config(text), config["scale_factor"], config["image_token_id"])
 
 # %% ../nbs/reference/weights.ipynb #2fbb2fd6
-def read_tensors(folder: Path, # with *.safetensors, or a .gguf file
-                 ) -> dict[str, Tensor]:
-    "Every tensor by name. Pickle files are never opened."
+def read_tensors(folder: Path, # with *.safetensors (one or several), or a .gguf file
+                 ) -> Iterator[tuple[str, Tensor]]: # name and tensor, one after the other
+    "Every tensor of a checkpoint. Pickle files are never opened."
     if folder.suffix == ".gguf":
         from transformers import AutoModelForCausalLM
-        return AutoModelForCausalLM.from_pretrained(folder.parent, gguf_file=folder.name, dtype=torch.float32).state_dict()
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    files, tensors = sorted(folder.glob("*.safetensors")), {}
-    if not files: raise FileNotFoundError(f"no *.safetensors file in {folder}: convert the checkpoint to safetensors (pickle files are not read, for safety)")
+        yield from AutoModelForCausalLM.from_pretrained(folder.parent, gguf_file=folder.name, dtype=torch.float32).state_dict().items()
+        return
+    from safetensors import SafetensorError, safe_open
+    files, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
+    absent = {*read_json(index).get("weight_map", {}).values()} - {file.name for file in files} if index.exists() else set()
+    if absent: raise FileNotFoundError(f"{folder} lacks {len(absent)} of the files that {index.name} lists {sorted(absent)[:3]}: fetch them, the download may have been cut short")
+    if not files: raise FileNotFoundError(f"no *.safetensors file in {folder}: fetch it, or convert the checkpoint (pickle files are not read, for safety)")
     for file in files:
-        try: tensors |= load_file(file)
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys(): yield name, tensors.get_tensor(name)
         except SafetensorError as e: raise ValueError(f"{file} cannot be read ({e}): download or save it again") from None
-    return tensors
 
 # %% ../nbs/reference/weights.ipynb #4fbdb4ed
 VLM_PREFIXES = {p: "model." + p for p in ("vision_model.", "connector.", "text_model.")} # our names: names on disk
@@ -110,22 +117,29 @@ def to_disk(name: str,           # a parameter's name here
     return next((theirs + name[len(ours):] for ours, theirs in prefixes.items() if name.startswith(ours)), name)
 
 def load_weights(model: nn.Module,         # made on the meta device: no memory yet
-                 folder: Path,             # from `find_folder`
-                 prefixes: dict[str, str], # our prefix: theirs
+                 named: Iterator[tuple[str, Tensor]], # from `read_tensors`
+                 source: Path,             # where they are from, for messages
+                 prefixes: dict[str, str], # our prefix: theirs; a part that was saved alone may lack it
                  ignore: tuple[str, ...]=(), # prefixes in the file that are another model's
+                 dtype: torch.dtype=None,  # None = as in the file
+                 device=None,              # None = the CPU
                  ) -> nn.Module:           # the model, loaded, in eval mode
-    "Give every parameter its tensor. A missing, spare or mis-shaped one is a ValueError that names it."
-    tied = {"lm_head.weight"} if getattr(getattr(model, "text_model", None), "config", None) and model.text_model.config.tie_word_embeddings else set()
-    tensors = read_tensors(folder)
-    wanted = {to_disk(name, prefixes): (name, p) for name, p in model.state_dict().items() if name not in tied}
-    if wanted.keys().isdisjoint(tensors): wanted = {pair[0]: pair for pair in wanted.values()} # saved from that part alone: no prefix
-    missing = wanted.keys() - tensors.keys()
-    spare = {n for n in tensors.keys() - wanted.keys() - tied if not n.startswith(ignore or "\0") and not n.endswith(("inv_freq", "position_ids"))}
-    if missing or spare: raise ValueError(f"{folder} does not fit the model: {len(missing)} tensors missing {sorted(missing)[:3]}, {len(spare)} not known {sorted(spare)[:3]}")
-    for n, (_, p) in wanted.items():
-        if tensors[n].shape != p.shape: raise ValueError(f"{folder}: {n} has shape {tuple(tensors[n].shape)}, the config asks for {tuple(p.shape)}")
-    model.load_state_dict({name: tensors[n] for n, (name, _) in wanted.items()}, assign=True, strict=not tied)
-    if tied: model.tie()
+    "Give every parameter its tensor, one at a time. A missing, spare or mis-shaped one is a ValueError that names it."
+    head = {"lm_head.weight"} if getattr(getattr(model, "text_model", None), "config", None) and model.text_model.config.tie_word_embeddings else set()
+    wanted = {name: p for name, p in model.state_dict().items() if name not in head}
+    ours = {n: name for name in wanted for n in (name, to_disk(name, prefixes))}
+    loaded, spare = {}, []
+    for n, tensor in named:
+        if n not in ours:
+            if n not in head and not n.startswith(ignore or "\0") and not n.endswith(("inv_freq", "position_ids")): spare.append(n)
+            continue
+        expected = wanted[ours[n]].shape
+        if tensor.shape != expected: raise ValueError(f"{source}: {n} has shape {tuple(tensor.shape)}, the config asks for {tuple(expected)}")
+        loaded[ours[n]] = tensor.to(device, dtype or tensor.dtype)
+    missing = [to_disk(name, prefixes) for name in wanted if name not in loaded]
+    if missing or spare: raise ValueError(f"{source} does not fit the model: {len(missing)} tensors missing {sorted(missing)[:3]}, {len(spare)} not known {sorted(spare)[:3]}")
+    model.load_state_dict(loaded, assign=True, strict=not head)
+    if head: model.tie()
     return model.eval()
 
 def load_model(cls: type,                   # VisionModel, LanguageModel or VisionLanguageModel
@@ -133,11 +147,22 @@ def load_model(cls: type,                   # VisionModel, LanguageModel or Visi
                read_config: Callable,       # makes the config from the folder
                prefixes: dict[str, str],    # our prefix: theirs
                ignore: tuple[str, ...]=(),  # prefixes in the file that are another model's
+               revision: str=None,          # branch, tag or commit on the hub
+               dtype: torch.dtype=None,     # of the weights; None = as in the file
+               device=None,                 # where to put them; None = the CPU
+               translate: Callable=lambda named, config: named, # from another format's tensors to ours
                ) -> nn.Module:              # the model, loaded, in eval mode
     "What every `from_pretrained` does: find the folder, build the model without memory, fill it."
-    folder = find_folder(name_or_folder)
-    with torch.device("meta"): model = cls(read_config(folder))
-    return load_weights(model, folder, prefixes, ignore)
+    folder = find_folder(name_or_folder, revision)
+    config = read_config(folder)
+    with torch.device("meta"): model = cls(config)
+    return load_weights(model, translate(read_tensors(folder), config), folder, prefixes, ignore, dtype, device)
+
+# %% ../nbs/reference/weights.ipynb #c7a2e915
+def load_vlm(cls, name_or_folder: str, **options): # as for `load_model` -> VisionLanguageModel
+    "Load a whole vision-language model, in whichever of the known formats it is."
+    from nanovlm.hub import nanovlm_tensors
+    return load_model(cls, name_or_folder, read_vlm_config, VLM_PREFIXES, translate=nanovlm_tensors, **options)
 
 # %% ../nbs/reference/weights.ipynb #a8627948
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from nanovlm.data import Examples, collate, easy_vqa, from_questions, image_folder, load_data
-from nanovlm.processor import Processor, SPECIAL_TOKENS
+from nanovlm.processor import SPECIAL_TOKENS, WHOLE, Processor
 from nanovlm.images import MAX_PIXELS, load_image
 from nanovlm.vision import preprocess
 
@@ -65,13 +65,13 @@ def test_typed_special_tokens_stay_plain_text(tiny, typed):
 
 def test_truncation_spares_images_and_question(tiny):
     processor = tiny[1]
-    processor.max_length = len(processor.prompt("what is it?", 2)) + 3
-    turn, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", 2)
-    ids = processor.head(2) + turn + answer
+    processor.max_length = len(processor.prompt("what is it?", [WHOLE] * 2)) + 3
+    turn, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", [WHOLE] * 2)
+    ids = processor.head([WHOLE] * 2) + turn + answer
     assert len(ids) == processor.max_length and ids.count(processor.image_token_id) == 2 * processor.image_seq_len
-    assert turn == processor.turn("what is it?", 2) and processor.eos_token_id not in answer
+    assert turn == processor.turn("what is it?", [WHOLE] * 2) and processor.eos_token_id not in answer
     processor.max_length -= 3
-    with pytest.raises(ValueError, match="no room for an answer"): processor.example("what is it?", "a circle", 2)
+    with pytest.raises(ValueError, match="no room for an answer"): processor.example("what is it?", "a circle", [WHOLE] * 2)
 
 def test_prompt_longer_than_the_context(tiny):
     with pytest.raises(ValueError, match="context is 512"): tiny[1]([], "why? " * 600)

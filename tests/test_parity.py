@@ -3,6 +3,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from conftest import mended
 from nanovlm.generation import filter_logits, generate
 from nanovlm.language import LanguageModel, TextConfig
 from nanovlm.model import VisionLanguageModel, VLMConfig
@@ -114,7 +115,7 @@ def vlm(request, tmp_path):
     ours.save_pretrained(tmp_path)
     theirs, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info.values()), info
-    return ours, theirs.eval()
+    return ours, mended(theirs)
 
 def vlm_batch(config, images_a_row=1, length=60):
     "Two rows with as many images each, apart from one another."

@@ -112,7 +112,7 @@ def test_nothing_but_bad_validation_rows_is_an_error(rows, tmp_path):
 
 def test_nothing_to_learn_is_an_error(tiny):
     model, processor = tiny
-    ids = torch.tensor([processor.prompt("what is it?", 0)])
+    ids = torch.tensor([processor.prompt("what is it?", [])])
     with pytest.raises(ValueError, match="nothing to learn"): model(ids, labels=torch.full_like(ids, -100))
 
 @pytest.mark.parametrize("wrong", [dict(steps=0), dict(batch_size=-1), dict(optimizer="sgd"), dict(precision="fp8"), dict(warmup=1.5), dict(lr_text=-1.0)])
