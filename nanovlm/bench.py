@@ -98,10 +98,10 @@ def loss_of(model,                    # ours or transformers'
 # %% ../nbs/reference/bench.ipynb #4317c0e7
 def training_speed(ours, theirs, # from `pair`
                    rounds: int,  # timed calls of each
+                   slower: float=1.0, # products in bfloat16 take so many times as long as in float32
                    ) -> list[str]: # lines to print
     "Forward and backward of four rows, in float32 and, where the processor is up to it, in bf16 autocast."
     batch, lines = training_batch(ours.config, 4), []
-    slower = matmul_rate(torch.float32) / matmul_rate(torch.bfloat16)
     for name, precision in dict(float32=torch.float32, bf16=torch.bfloat16).items():
         if name == "bf16" and slower > 10:
             lines.append(f"the same in bf16 autocast is not measured: products in bfloat16 are {slower:.0f} times slower than in float32 on this processor")
@@ -215,7 +215,8 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     "Print this machine's limits, parity, and speeds and memory side by side."
     import transformers
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"matrix products: {matmul_rate(torch.float32):,.0f} GFLOP/s in float32, {matmul_rate(torch.bfloat16):,.1f} in bfloat16")
+    single, half = matmul_rate(torch.float32), matmul_rate(torch.bfloat16)
+    print(f"matrix products: {single:,.0f} GFLOP/s in float32, {half:,.1f} in bfloat16")
     ours, theirs = pair(quick)
     batch = training_batch(ours.config, 2)
     with torch.inference_mode():
@@ -224,7 +225,7 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     print(f"parity: largest difference of logits {(a - b).abs().max():.1e} (largest logit {b.abs().max():.1f})")
     rounds = 1 if quick else 5
     for line in generation_speed(ours, theirs, rounds): print(line, flush=True)
-    for line in training_speed(ours, theirs, rounds): print(line, flush=True)
+    for line in training_speed(ours, theirs, rounds, single / half): print(line, flush=True)
     del ours, theirs
     gc.collect()
     print(training_memories(quick) if sys.platform == "linux" else "memory is measured on Linux alone")

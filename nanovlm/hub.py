@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from .model import VLMConfig
 from .language import LanguageModel, TextConfig
-from .processor import WHOLE, Processor, PromptFormat
+from .processor import WHOLE, Processor, PromptFormat, lay_grid
 from .vision import VisionConfig, VisionModel
 from .weights import find_folder, read_json
 
@@ -112,10 +112,8 @@ def nanovlm_tiles(image,         # PIL image in RGB
     scale = longer / max(image.size)
     size = [longer if pixels == max(image.size) else max(1, math.ceil(pixels * scale / side)) * side for pixels in image.size]
     image = image.resize(size, 3) # 3 = bicubic
-    rows, columns = size[1] // side, size[0] // side
-    if rows == columns == 1: return [image], WHOLE
-    tiles = [image.crop((c * side, r * side, (c + 1) * side, (r + 1) * side)) for r in range(rows) for c in range(columns)]
-    return [image.resize((side, side), 2), *tiles], (rows, columns) # 2 = bilinear
+    squares, grid = lay_grid(image, side)
+    return squares if grid == WHOLE else [image.resize((side, side), 2), *squares], grid # 2 = bilinear
 
 # %% ../nbs/17_sharing.ipynb #d8312458
 def load_tokenizer(name_or_folder: str, # a folder, a .gguf file or a hub name
