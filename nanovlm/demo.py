@@ -109,7 +109,8 @@ def demo(config: DemoConfig=None) -> dict: # the metrics
     best, test_rows = VisionLanguageModel.from_pretrained(folder), easy_vqa("test")
     metrics = evaluate(best, processor, test_rows, rows)
     predictions = metrics.pop("predictions")
-    metrics |= dict(train_seconds=history[-1]["seconds"], parameters=parameters, peak_memory_mb=peak_memory_mb(), seed=config.seed, versions=versions(), train_config=asdict(train_config))
+    metrics |= dict(train_seconds=history[-1]["seconds"], parameters=parameters, peak_memory_mb=peak_memory_mb(), seed=config.seed, versions=versions(), train_config=asdict(train_config),
+                    data=f"easy-vqa: {len(train_rows):,} images to learn from, {len(valid_rows):,} to choose the checkpoint, {len(test_rows):,} to test it.")
     write_json(folder / "metrics.json", metrics)
     plots.loss_curve(history).savefig(folder / "loss.svg")
     plots.answers(predictions, test_rows).savefig(folder / "answers.png", dpi=150)

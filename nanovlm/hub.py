@@ -18,7 +18,7 @@ from .model import VLMConfig
 from .language import LanguageModel, TextConfig
 from .processor import WHOLE, Processor, PromptFormat, lay_grid
 from .vision import VisionConfig, VisionModel
-from .weights import find_folder, read_json
+from .weights import NoInit, find_folder, read_json
 
 # %% ../nbs/17_sharing.ipynb #176b69b4
 def is_nanovlm(config: dict, # the content of a config.json
@@ -147,7 +147,7 @@ def join(cls,              # VisionLanguageModel
     eye, mouth = VisionModel.from_pretrained(vision, dtype=torch.float32), LanguageModel.from_pretrained(text, dtype=torch.float32)
     old = mouth.text_model.config
     sizes = replace(old, vocab_size=old.vocab_size + 128)
-    with torch.device("meta"): model = cls(VLMConfig(eye.config, sizes, scale_factor, image_token_id=old.vocab_size + 38))
+    with torch.device("meta"), NoInit(): model = cls(VLMConfig(eye.config, sizes, scale_factor, image_token_id=old.vocab_size + 38))
     fan_in = eye.config.hidden_size * scale_factor**2
     tensors = {f"vision_model.{n}": t for n, t in eye.state_dict().items()} | mouth.state_dict()
     tensors["connector.modality_projection.proj.weight"] = torch.randn(old.hidden_size, fan_in) * fan_in**-0.5
@@ -163,7 +163,7 @@ def model_card(repo_id: str,       # "owner/name" on the hub
                ) -> str:           # Markdown, with the hub's front matter
     "What the model is, how well it does and against what, and a standing warning."
     v, t, percent = config.vision_config, config.text_config, lambda x: f"{100 * x:.2f} %"
-    measured = "No figures were stored with this checkpoint."
+    measured, data = "No figures were stored with this checkpoint.", (metrics or {}).get("data", "It was not stored with this checkpoint what it was trained on.")
     if metrics:
         rows = {"exact match": f"{percent(metrics['exact_match'])} (95 % interval {' – '.join(map(percent, metrics['interval']))})"}
         rows |= {label: percent(metrics[name]) for name, label in dict(blind_exact_match="the same model, blank image", other_image_exact_match="the same model, another image",
@@ -178,6 +178,10 @@ tags: [nanovlm]
 # {repo_id.split("/")[-1]}
 
 A vision-language model: a SigLIP encoder ({v.num_hidden_layers} layers, {v.image_size} × {v.image_size} pixels), pixel shuffle by {config.scale_factor}, and a Llama decoder ({t.num_hidden_layers} layers, width {t.hidden_size}). Trained with [nanovlm](https://github.com/nanovlm/nanovlm), and stored as an Idefics3 checkpoint.
+
+## Data
+
+{data}
 
 ## Figures
 

@@ -69,7 +69,7 @@ class VisionLanguageModel(LanguageModel):
         self.config = config
         self.vision_model = VisionModel(config.vision_config)
         self.connector = Connector(config.vision_config.hidden_size, config.text_config.hidden_size, config.scale_factor)
-        init_weights(self)
+        if not self.lm_head.weight.is_meta: init_weights(self) # without memory, it waits for weights from a file
 
     def embed(self, input_ids: Tensor,         # (B, T), `image_token_id` where an image vector goes
               pixel_values: Tensor | None,     # (images, 3, H, W), in reading order

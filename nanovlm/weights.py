@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['VLM_PREFIXES', 'find_folder', 'read_json', 'pick_fields', 'vision_config', 'text_config', 'read_text_config',
-           'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'load_model', 'load_vlm',
-           'replacing', 'write_json', 'idefics3_config', 'save_vlm']
+           'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'NoInit', 'load_model',
+           'load_vlm', 'replacing', 'write_json', 'idefics3_config', 'save_vlm']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
-import json, os
+import json, os, shutil, tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 # %% ../nbs/reference/weights.ipynb #a4087a88
 def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub name "owner/name"
@@ -89,7 +90,7 @@ def read_vlm_config(folder: Path): # of an Idefics3, SmolVLM or nanoVLM checkpoi
     return VLMConfig(vision_config(config["vision_config"]), text_config(text), config["scale_factor"], config["image_token_id"])
 
 # %% ../nbs/reference/weights.ipynb #2fbb2fd6
-def read_tensors(folder: Path, # with *.safetensors (one or several), or a .gguf file
+def read_tensors(folder: Path, # with *.safetensors (one, or shards and their index), or a .gguf file
                  ) -> Iterator[tuple[str, Tensor]]: # name and tensor, one after the other
     "Every tensor of a checkpoint. Pickle files are never opened."
     if folder.suffix == ".gguf":
@@ -97,14 +98,16 @@ def read_tensors(folder: Path, # with *.safetensors (one or several), or a .gguf
         yield from AutoModelForCausalLM.from_pretrained(folder.parent, gguf_file=folder.name, dtype=torch.float32).state_dict().items()
         return
     from safetensors import SafetensorError, safe_open
-    files, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
-    absent = {*read_json(index).get("weight_map", {}).values()} - {file.name for file in files} if index.exists() else set()
-    if absent: raise FileNotFoundError(f"{folder} lacks {len(absent)} of the files that {index.name} lists {sorted(absent)[:3]}: fetch them, the download may have been cut short")
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = [whole] if whole.exists() else [folder / name for name in sorted({*read_json(index)["weight_map"].values()})] if index.exists() else sorted(folder.glob("*.safetensors"))
+    absent = [file.name for file in files if not file.exists()]
+    if absent: raise FileNotFoundError(f"{folder} lacks {len(absent)} of the files that {index.name} lists {absent[:3]}: fetch them, the download may have been cut short")
     if not files: raise FileNotFoundError(f"no *.safetensors file in {folder}: fetch it, or convert the checkpoint (pickle files are not read, for safety)")
     for file in files:
         try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys(): yield name, tensors.get_tensor(name)
+            with safe_open(file, "pt") as tensors: names = list(tensors.keys())
+            for name in names: # opened anew for each, so that the memory of one that was copied elsewhere can go
+                with safe_open(file, "pt") as tensors: yield name, tensors.get_tensor(name)
         except SafetensorError as e: raise ValueError(f"{file} cannot be read ({e}): download or save it again") from None
 
 # %% ../nbs/reference/weights.ipynb #4fbdb4ed
@@ -142,6 +145,11 @@ def load_weights(model: nn.Module,         # made on the meta device: no memory 
     if head: model.tie()
     return model.eval()
 
+class NoInit(TorchFunctionMode):
+    "Within, a new model draws no starting weights: it is to be filled."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") not in ("normal_", "uniform_", "kaiming_uniform_"): return function(*args, **kwargs or {})
+
 def load_model(cls: type,                   # VisionModel, LanguageModel or VisionLanguageModel
                name_or_folder: str | Path,  # as for `find_folder`
                read_config: Callable,       # makes the config from the folder
@@ -155,7 +163,7 @@ def load_model(cls: type,                   # VisionModel, LanguageModel or Visi
     "What every `from_pretrained` does: find the folder, build the model without memory, fill it."
     folder = find_folder(name_or_folder, revision)
     config = read_config(folder)
-    with torch.device("meta"): model = cls(config)
+    with torch.device("meta"), NoInit(): model = cls(config)
     return load_weights(model, translate(read_tensors(folder), config), folder, prefixes, ignore, dtype, device)
 
 # %% ../nbs/reference/weights.ipynb #c7a2e915
@@ -170,11 +178,11 @@ def replacing(file: Path, # the file to be written
               ):          # -> the temporary path to write to
     "Write beside a file, then put it in its place in one step: a crash leaves the old one whole."
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    for left in file.parent.glob(f".{file.name}.*"): shutil.rmtree(left, ignore_errors=True) # by a process that was killed while it wrote
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        temporary = Path(folder, file.name)
         yield temporary
         os.replace(temporary, file)
-    finally: temporary.unlink(missing_ok=True)
 
 def write_json(file: Path,    # the file to be written
                content: dict, # what JSON can hold
@@ -198,5 +206,6 @@ def save_vlm(model, # VisionLanguageModel
     from safetensors.torch import save_file
     folder, tied = Path(folder), model.config.text_config.tie_word_embeddings
     tensors = {to_disk(n, VLM_PREFIXES): t.detach().contiguous() for n, t in model.state_dict().items() if not (tied and n == "lm_head.weight")}
-    with replacing(folder / "model.safetensors") as tmp: save_file(tensors, tmp, metadata={"format": "pt"})
-    write_json(folder / "config.json", idefics3_config(model.config))
+    with replacing(folder / "model.safetensors") as weights, replacing(folder / "config.json") as config: # both are complete before one takes its place
+        save_file(tensors, weights, metadata={"format": "pt"})
+        write_json(config, idefics3_config(model.config))

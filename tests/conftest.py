@@ -19,14 +19,6 @@ def rows():
     "200 images of easy-VQA and their questions."
     return easy_vqa("train").select(range(200))
 
-def mended(theirs):
-    """transformers' Idefics3, with the places of patches put right. Versions 4.55 to 4.57 take a grid's rows and columns
-    as 0, 0, 1, 2, … in float32, so that the last is never used (huggingface/transformers#41190)."""
-    from transformers import __version__
-    places = theirs.model.vision_model.embeddings.position_embedding
-    if __version__.startswith("4."): places.register_forward_pre_hook(lambda _, args: torch.arange(args[0].shape[1]).expand_as(args[0]))
-    return theirs.eval()
-
 @pytest.fixture
 def tiny(rows):
     "A tiny model with random weights, and its processor."

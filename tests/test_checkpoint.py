@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from conftest import mended
+from nanovlm.bench import mended
 from nanovlm.data import easy_vqa
 from nanovlm.evaluation import predict
 from nanovlm.images import load_image
@@ -34,6 +34,16 @@ def test_transformers_gives_the_same_answers(demo, questions):
         theirs += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
     assert len(theirs) == 300 and len(set(theirs)) > 5
     assert ours == theirs
+
+def test_round_trip_changes_no_bit_and_no_answer(demo, questions, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    AutoModelForImageTextToText.from_pretrained(demo[0], dtype=torch.float32).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(demo[0]).save_pretrained(tmp_path)
+    first, again = VisionLanguageModel.from_pretrained(demo[0]), VisionLanguageModel.from_pretrained(tmp_path)
+    assert first.config == again.config
+    for name, tensor in first.state_dict().items(): assert torch.equal(tensor, again.state_dict()[name]), name
+    expected, found = predict(first, Processor.from_pretrained(demo[0]), questions[0]), predict(again, Processor.from_pretrained(tmp_path), questions[0])
+    assert len(expected) > 300 and found == expected
 
 def test_pipeline_gives_the_same_answers(demo, questions):
     from transformers import pipeline
@@ -159,3 +169,5 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tiny, tmp_path):
         again = VisionLanguageModel.from_pretrained(tmp_path).state_dict()
         assert any(all(torch.equal(tensor, again[name]) for name, tensor in state.items()) for state in states)
     Processor.from_pretrained(tmp_path)
+    first.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
+    assert not [*tmp_path.glob(".*")] # what the killed ones left is swept up

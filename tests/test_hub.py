@@ -171,8 +171,14 @@ def test_shards_are_read_together(towers, tmp_path):
     for name, tensor in LanguageModel.from_pretrained(towers[1]).state_dict().items(): assert torch.equal(tensor, towers[3].state_dict()[name])
 
 def test_a_missing_shard_is_named(towers):
-    (towers[1] / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map={"a": "model.safetensors", "b": "model-00002.safetensors"})))
+    (towers[1] / "model.safetensors").rename(towers[1] / "model-00001.safetensors")
+    (towers[1] / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map={"a": "model-00001.safetensors", "b": "model-00002.safetensors"})))
     with pytest.raises(FileNotFoundError, match="model-00002.safetensors"): LanguageModel.from_pretrained(towers[1])
+
+def test_a_whole_file_goes_before_other_files(towers):
+    "As in transformers: what else lies there, an optimizer's state or an older form, is not the model's."
+    save_file({"other": torch.ones(3)}, towers[1] / "optimizer.safetensors")
+    for name, tensor in LanguageModel.from_pretrained(towers[1]).state_dict().items(): assert torch.equal(tensor, towers[3].state_dict()[name])
 
 def test_another_decoders_tokenizer_is_refused(towers, tmp_path):
     model = VisionLanguageModel.from_backbones(towers[0], towers[1])
@@ -208,6 +214,7 @@ def test_pushing_uploads_the_checkpoint_and_a_card(demo, monkeypatch):
     (_, repo, options), (_, files, _), (_, _, card) = FakeApi.calls
     metrics = json.loads((demo[0] / "metrics.json").read_text())
     assert repo == "me/tiny" and options["private"] and {"model.safetensors", "config.json", "tokenizer.json"} <= set(files)
+    assert "3,800 images to learn from" in card["README.md"]
     for figure in ("exact_match", "blind_exact_match", "majority"): assert f"{100 * metrics[figure]:.2f} %" in card["README.md"], figure
 
 def test_what_does_not_load_is_not_pushed(tiny, tmp_path, monkeypatch):

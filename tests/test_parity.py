@@ -3,7 +3,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
-from conftest import mended
+from nanovlm.bench import mended
 from nanovlm.generation import filter_logits, generate
 from nanovlm.language import LanguageModel, TextConfig
 from nanovlm.model import VisionLanguageModel, VLMConfig
