@@ -8,11 +8,13 @@ __all__ = ['Ask', 'Train', 'Evaluate', 'Demo', 'Bench', 'one_line', 'main']
 # %% ../nbs/reference/cli.ipynb #7894cb1e
 import contextlib, io, re, sys
 from dataclasses import dataclass, field
+import torch
 import tyro
 from .data import load_data
 from .demo import DemoConfig, demo, report, split_rows, tiny_model
 from .evaluation import evaluate
 from .model import VisionLanguageModel
+from .runs import Processes
 from .processor import Processor, stream_answer
 from .training import TrainConfig, train
 from .images import load_image
@@ -51,19 +53,34 @@ class Ask:
 # %% ../nbs/reference/cli.ipynb #25394d0f
 @dataclass
 class Train:
-    "Train a model; the best checkpoint and the log go to output_dir."
-    data: str = "easy-vqa"          # "easy-vqa", a folder with metadata.csv, or a hub name such as HuggingFaceM4/the_cauldron:vqav2
+    "Train a model; the best checkpoint and the log go to output_dir. Several processes: torchrun --nproc-per-node N -m nanovlm.training …"
+    data: str = "easy-vqa"          # "easy-vqa"; a folder with metadata.csv; a folder or hub name in The Cauldron's layout, such as HuggingFaceM4/the_cauldron:vqav2=2,ai2d
     model: str = "tiny"             # "tiny" starts from scratch; a checkpoint folder or hub name goes on from there
-    valid_share: float = 0.05       # share of the rows that is held out to choose the best checkpoint
+    vision: str = ""                # with text: a new model on these pretrained towers, such as google/siglip-base-patch16-224 …
+    text: str = ""                  # … and HuggingFaceTB/SmolLM2-135M-Instruct
+    scale_factor: int = 2           # side of the block that pixel shuffle folds into one token, for a new model on towers
+    streaming: bool = False         # read the data while training, and store none
+    min_rating: int = 1             # leave out turns that FineVision rates lower, from 1 to 5
+    valid_share: float = 0.05       # share of the rows that is held out to choose the best checkpoint …
+    valid_rows: int = 1000          # … but not more rows than these
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig) # how to train
 
     def run(self):
-        rows, valid_rows = split_rows(load_data(self.data), self.valid_share)
-        if self.model == "tiny": model, processor = tiny_model(rows, self.config.seed)
-        else: model, processor = VisionLanguageModel.from_pretrained(self.model), Processor.from_pretrained(self.model)
-        history = train(model, processor, rows, self.config, valid_rows)
-        best = min(h["valid_loss"] for h in history if "valid_loss" in h)
-        print(f"{len(history)} steps in {history[-1]['seconds']:.0f} s, best validation loss {best:.4f}: {self.config.output_dir}")
+        rows = load_data(self.data, **{} if self.data == "easy-vqa" else dict(streaming=self.streaming, min_rating=self.min_rating, seed=self.config.seed))
+        rows, valid_rows = split_rows(rows, self.valid_share, self.valid_rows)
+        model, processor = self.start(rows)
+        history = train(model.to(Processes().device), processor, rows, self.config, valid_rows)
+        found = [h["valid_loss"] for h in history if "valid_loss" in h]
+        if Processes().rank == 0: print(f"{len(history)} steps in {history[-1]['seconds']:.0f} s" + (f", best validation loss {min(found):.4f}" if found else "") + f": {self.config.output_dir}")
+
+    def start(self, rows): # -> VisionLanguageModel, Processor
+        "The model to begin with."
+        if bool(self.vision) != bool(self.text): raise ValueError(f"vision is {self.vision!r} and text {self.text!r}: give both towers, or neither")
+        if self.vision:
+            model = VisionLanguageModel.from_backbones(self.vision, self.text, self.scale_factor)
+            return model, Processor.from_backbones(self.text, model.config)
+        if self.model == "tiny": return tiny_model(rows, self.config.seed)
+        return VisionLanguageModel.from_pretrained(self.model, dtype=torch.float32), Processor.from_pretrained(self.model)
 
 # %% ../nbs/reference/cli.ipynb #2ec1dd09
 @dataclass

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'tiny_model', 'split_rows', 'versions', 'peak_memory_mb', 'card', 'page', 'report', 'DemoConfig', 'demo']
 
 # %% ../nbs/reference/demo.ipynb #7894cb1e
-import base64, html, platform, sys
+import base64, html, itertools, platform, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -24,16 +24,18 @@ def tiny_model(rows,          # Dataset in The Cauldron's schema: the tokenizer 
     "A tiny model with random weights, and a processor whose tokenizer knows the words of `rows`."
     torch.manual_seed(seed)
     config = VLMConfig.tiny()
-    texts = (text for r in rows for t in r["texts"] for text in (t["user"], " " + t["assistant"]))
+    texts = (text for r in itertools.islice(rows, 50_000) for t in r["texts"] for text in (t["user"], " " + t["assistant"]))
     tokenizer = train_tokenizer(texts, config.text_config.vocab_size)
     return VisionLanguageModel(config), Processor(tokenizer, config.vision_config.image_size, config.image_seq_len, config.text_config.max_position_embeddings)
 
-def split_rows(rows,              # Dataset in The Cauldron's schema
-               share: float=0.05,  # of the rows (images) that is held out
+def split_rows(rows,              # Dataset or stream in The Cauldron's schema
+               share: float=0.05, # of the rows (images) that is held out
+               most: int=1000,    # rows that are held out at most; of a stream, whose length nobody knows, a fifth of them
                seed: int=0,       # of the choice
                ):                 # -> training rows, validation rows
     "Hold some images out: they choose the checkpoint, so that the test set need not."
-    parts = rows.train_test_split(test_size=max(1, round(share * len(rows))), seed=seed)
+    if not hasattr(rows, "__len__"): return rows.skip(most // 5), list(rows.take(most // 5))
+    parts = rows.train_test_split(test_size=min(most, max(1, round(share * len(rows)))), seed=seed)
     return parts["train"], parts["test"]
 
 # %% ../nbs/reference/demo.ipynb #25394d0f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VLM_PREFIXES', 'find_folder', 'read_json', 'pick_fields', 'vision_config', 'text_config', 'read_text_config',
            'read_vision_config', 'read_vlm_config', 'read_tensors', 'to_disk', 'load_weights', 'NoInit', 'load_model',
-           'load_vlm', 'replacing', 'write_json', 'idefics3_config', 'save_vlm']
+           'load_vlm', 'replacing', 'write_json', 'write_tensors', 'idefics3_config', 'save_vlm']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
 import json, os, shutil, tempfile
@@ -190,6 +190,16 @@ def write_json(file: Path,    # the file to be written
     "Write JSON in one step: a crash leaves the old file whole."
     with replacing(file) as tmp: tmp.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
+def write_tensors(file: Path,                # the file to be written
+                  tensors: dict[str, Tensor], # by name
+                  metadata: dict[str, str],  # for the file's header
+                  ):
+    "Write a safetensors file. A full disk is an OSError, as it is for any other file."
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    try: save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file, metadata=metadata)
+    except SafetensorError as e: raise OSError(f"{file} cannot be written ({e}): make room on the disk; what was saved before is still there") from None
+
 # %% ../nbs/reference/weights.ipynb #8f37c29a
 def idefics3_config(config, # VLMConfig
                     ) -> dict: # the content of config.json
@@ -203,9 +213,8 @@ def idefics3_config(config, # VLMConfig
 def save_vlm(model, # VisionLanguageModel
              folder: str | Path): # made if it does not exist
     "Write weights and sizes as an Idefics3 folder; a tied head is not written twice."
-    from safetensors.torch import save_file
     folder, tied = Path(folder), model.config.text_config.tie_word_embeddings
     tensors = {to_disk(n, VLM_PREFIXES): t.detach().contiguous() for n, t in model.state_dict().items() if not (tied and n == "lm_head.weight")}
     with replacing(folder / "model.safetensors") as weights, replacing(folder / "config.json") as config: # both are complete before one takes its place
-        save_file(tensors, weights, metadata={"format": "pt"})
+        write_tensors(weights, tensors, {"format": "pt"})
         write_json(config, idefics3_config(model.config))

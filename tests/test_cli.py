@@ -19,7 +19,7 @@ def test_demo_writes_everything(demo):
     assert f"{metrics['exact_match']:.2%}" in printed and "nanovlm ask" in printed
     page = (folder / "index.html").read_text()
     assert "data:image/png;base64," in page and "<svg" in page and "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
-    for name in ("loss.svg", "answers.png", "history.json", "model.safetensors", "config.json", "tokenizer.json"): assert (folder / name).stat().st_size > 0
+    for name in ("loss.svg", "answers.png", "history.jsonl", "model.safetensors", "config.json", "tokenizer.json"): assert (folder / name).stat().st_size > 0
 
 def test_the_line_the_demo_ends_with_works(cli, demo):
     import shlex

@@ -1,0 +1,282 @@
+"Training at scale: packed rows, several processes, and runs that are cut short and go on."
+import json, os, random, resource, signal, subprocess, sys, time
+import datasets
+import pytest
+import torch
+from datasets import Dataset
+from nanovlm.batches import Source, Windows
+from nanovlm.data import Examples, draw, load_data, pack, stack
+from nanovlm.demo import tiny_model
+from nanovlm.runs import read_lines, state_files
+from nanovlm.training import TrainConfig, make_optimizers, speed_up, train, training_step
+
+SMALL = dict(batch_size=4, progress=False)
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
+def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+# Packing
+
+@pytest.fixture
+def samples(rows, tiny):
+    "Twelve images with one to five questions each, and one with none that is asked of a text alone."
+    examples = Examples(rows, tiny[1])
+    some = [draw(examples[i], i % 5 + 1) for i in range(12)]
+    turn = tiny[1].example("is it a text?", "yes", [])
+    return some + [draw(dict(head=tiny[1].head([]), turns=[turn], pixel_values=torch.zeros(0, 3, 64, 64)), 1)]
+
+def test_a_packed_sample_has_the_loss_it_has_alone(tiny, samples):
+    model, rows = tiny[0], pack(samples, 200)
+    assert len(rows) < len(samples) / 2
+    with torch.no_grad():
+        for row in rows:
+            whole = stack([row])
+            logits = model(**{name: t for name, t in whole.items() if name != "labels"})
+            place = 0
+            for sample in row:
+                alone, end = stack([[sample]]), place + len(sample["ids"])
+                torch.testing.assert_close(logits[:, place:end], model(**{name: t for name, t in alone.items() if name != "labels"}), atol=1e-5, rtol=0)
+                only = torch.full_like(whole["labels"], -100)
+                only[:, place:end] = whole["labels"][:, place:end]
+                torch.testing.assert_close(model(**whole | dict(labels=only)), model(**alone), atol=1e-5, rtol=0)
+                place = end
+
+def test_packed_and_padded_steps_learn_the_same(rows, samples):
+    results = []
+    for laid in ([[s] for s in samples], pack(samples, 200)):
+        model, _ = tiny_model(rows)
+        config = TrainConfig(output_dir="", optimizer="adamw")
+        loss, norm = training_step(model, [stack(laid)], make_optimizers(model, config), 1.0, config)
+        results.append(torch.tensor([loss, norm]))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize("length, squares", [(150, None), (200, 2), (1000, 3)])
+def test_rows_keep_their_limits(samples, length, squares):
+    rows = pack(samples, length, squares)
+    assert sorted(id(s) for row in rows for s in row) == sorted(map(id, samples)) # all of them, once
+    assert all(sum(len(s["ids"]) for s in row) <= length for row in rows)
+    if squares: assert all(sum(len(s["pixel_values"]) for s in row) <= squares for row in rows)
+
+def test_a_sample_too_long_for_a_row(rows, tiny, samples):
+    example = Examples(rows, tiny[1])[0]
+    head = len(example["head"])
+    assert draw(example, 9, head + 5) is None
+    assert len(draw(example, 9, head + 40)["ids"]) <= head + 40
+    with pytest.raises(ValueError, match="room for 20"): pack(samples, 20)
+
+# The place in the data
+
+@pytest.mark.parametrize("options", [{}, dict(length=256)], ids=["padded", "packed"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_go_on_from_any_place(rows, tiny, options, workers):
+    windows = Windows(Examples(rows, tiny[1]), 8, **options)
+    whole = Source(windows, workers)
+    batches, places = [], []
+    for _ in range(9):
+        places.append(json.loads(json.dumps(whole.place))) # as a file gives it back
+        batches.append(next(whole)["batch"])
+    for n in (1, 4, 8):
+        again = Source(windows, workers, place=places[n])
+        assert all(same(next(again)["batch"], b) for b in batches[n:])
+
+def test_the_order_does_not_depend_on_the_number_of_workers(rows, tiny):
+    windows = Windows(Examples(rows, tiny[1]), 8)
+    one, three = Source(windows), Source(windows, workers=3)
+    assert all(same(next(one)["batch"], next(three)["batch"]) for _ in range(7))
+
+def test_an_epoch_shows_every_row_once(rows, tiny):
+    asked = []
+    examples = Examples(rows.select(range(24)), tiny[1])
+    source = Source(Windows(examples, 8, questions=1))
+    for _ in range(3): asked += [p.sum().item() for p in next(source)["batch"]["pixel_values"]]
+    assert sorted(asked) == pytest.approx(sorted(examples[i]["pixel_values"].sum().item() for i in range(24)))
+
+@pytest.fixture
+def cauldron(tmp_path, rows):
+    "A folder in The Cauldron's layout, of two subsets in two files each, with images inside; and one row without images, and one that is broken."
+    def inside(row): return dict(images=[dict(bytes=open(i["path"], "rb").read(), path=None) for i in row["images"]], texts=row["texts"])
+    for subset, first, count in (("shapes", 0, 40), ("colours", 40, 20)):
+        (tmp_path / "cauldron" / subset).mkdir(parents=True)
+        for file in (0, 1):
+            some = [inside(rows[i]) for i in range(first + file, first + count, 2)]
+            if file: some += [dict(images=[], texts=[dict(user="is this a text?", assistant="yes", source="text")]), dict(images=[dict(bytes=b"broken", path=None)], texts=rows[0]["texts"])]
+            Dataset.from_list(some, features=rows.features).to_parquet(tmp_path / "cauldron" / subset / f"train-0000{file}-of-00002.parquet")
+    return tmp_path / "cauldron"
+
+@pytest.mark.parametrize("readers", [1, 2, 5])
+def test_a_stream_is_shared_out_and_goes_on(cauldron, tiny, readers, monkeypatch):
+    "One or two readers of two files have files of their own; of five, each takes windows in turn."
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0) # they wait five seconds at the end of every pass
+    rows = load_data(f"{cauldron}:shapes", streaming=True)
+    assert rows.num_shards == 2
+    count, seen = len(list(rows)), []
+    for reader in range(readers):
+        windows = dict(examples=Examples(rows, tiny[1]), batch_size=8, questions=1, reader=reader, readers=readers)
+        source = iter(Windows(**windows))
+        items = [next(source) for _ in range(6)] # beyond the first pass
+        again = iter(Windows(**windows, place=items[3]["place"]))
+        assert same(next(again)["batch"], items[4]["batch"])
+        seen.append([round(p.sum().item(), 2) for item in items[:count // 8 // readers] for p in item["batch"]["pixel_values"]])
+    assert len({p for some in seen for p in some}) == sum(map(len, seen)) >= 30 # nobody sees another's rows within the first pass
+
+def test_a_folder_in_the_cauldrons_layout_trains_without_code(cli, cauldron, tmp_path):
+    result = cli("train", "--data", f"{cauldron}:shapes=2,colours", "--output-dir", tmp_path / "run", "--steps", 6, "--batch-size", 4, "--no-progress", "--pack", 256)
+    assert result.returncode == 0, result.stderr
+    assert "skipped" in result.stdout and "best validation loss" in result.stdout
+    streamed = cli("train", "--data", f"{cauldron}:shapes", "--streaming", "--valid-rows", 20, "--output-dir", tmp_path / "other", "--steps", 4, "--batch-size", 4, "--no-progress")
+    assert streamed.returncode == 0, streamed.stderr
+
+@pytest.mark.parametrize("wanted, message", [("shape", "did you mean 'shapes'"), ("shapes=much", "not a number"), ("shapes=0,colours=0", "nothing to draw from"), ("shapes=-1,colours", "nothing to draw from")])
+def test_a_mixture_that_cannot_be_is_refused(cauldron, wanted, message):
+    with pytest.raises(ValueError, match=message): load_data(f"{cauldron}:{wanted}")
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no Parquet file"): load_data(f"{tmp_path}:any")
+    Dataset.from_list([dict(text="no images")]).to_parquet(tmp_path / "odd" / "train-0.parquet") if (tmp_path / "odd").mkdir() is None else None
+    with pytest.raises(ValueError, match="columns"): load_data(str(tmp_path))
+
+def test_weights_of_a_mixture_hold(cauldron):
+    sources = [len(row["images"]) and row["texts"][0]["user"] for row in load_data(f"{cauldron}:shapes=1,colours=3")]
+    colours = {row["texts"][0]["user"] for row in load_data(f"{cauldron}:colours")}
+    assert len(sources) > 100 and len(colours) > 1
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_turns_that_are_rated_low_are_left_out(tmp_path, rows, streaming):
+    names = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+    some = [dict(images=[], texts=[dict(user=f"good {i}", assistant="a"), dict(user=f"rated {i}", assistant="b")], source="fine", **{f"{n}_ratings": [5, i if n == "relevance" else 5] for n in names}) for i in range(1, 6)]
+    (tmp_path / "subset").mkdir()
+    Dataset.from_list(some).cast_column("images", rows.features["images"]).to_parquet(tmp_path / "subset" / "train-00000.parquet")
+    found = list(load_data(str(tmp_path), streaming=streaming, min_rating=4))
+    assert [t["user"] for row in found for t in row["texts"] if "rated" in t["user"]] == ["rated 4", "rated 5"]
+    assert len(found) == 5 and found[0]["texts"][0]["source"] == "fine"
+
+# Runs that are cut short
+
+def forked(job):
+    "Run a function in a fork of this process, with one thread, for OpenMP's threads do not survive a fork. Gives its process id."
+    child = os.fork()
+    if child: return child
+    try:
+        torch.set_num_threads(1)
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        job()
+        os._exit(0)
+    except BaseException: os._exit(1)
+
+def long_run(rows, folder, callback=None, **changes):
+    model, processor = tiny_model(rows)
+    train(model, processor, rows.select(range(64)), TrainConfig(output_dir=str(folder), **{**SMALL, "steps": 60, "save_every": 3, "valid_every": 20, "pack": 256, "resume": True, **changes}), rows.select(range(64, 72)), callback)
+    torch.save(weights(model), folder / "end.pt")
+
+def test_killed_at_any_moment_a_run_ends_with_the_same_weights(rows, tmp_path):
+    "SIGKILL at 20 random moments of one run, against a run that nobody disturbed: every loss and every weight, bit for bit."
+    undisturbed, killed, moments = tmp_path / "a", tmp_path / "b", random.Random(1)
+    started = time.time()
+    assert os.waitpid(forked(lambda: long_run(rows, undisturbed)), 0)[1] == 0
+    whole, kills = time.time() - started, 0
+    while kills < 20:
+        child = forked(lambda: long_run(rows, killed))
+        time.sleep(moments.uniform(0.05, 0.3) * whole)
+        ended, _ = os.waitpid(child, os.WNOHANG)
+        if ended: # it came to its end: start anew, there are more moments to try
+            assert torch.equal(torch.load(killed / "end.pt"), torch.load(undisturbed / "end.pt"))
+            for file in state_files(killed): file.unlink()
+            continue
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+    assert os.waitpid(forked(lambda: long_run(rows, killed)), 0)[1] == 0
+    assert torch.equal(torch.load(killed / "end.pt"), torch.load(undisturbed / "end.pt"))
+    lines = [[(line["step"], line["loss"], line.get("valid_loss")) for line in read_lines(folder / "history.jsonl")] for folder in (undisturbed, killed)]
+    assert lines[0] == lines[1] and len(lines[0]) == 60
+    assert len(state_files(killed)) == 2 and not [*killed.glob("states/.*")]
+
+def test_the_order_to_stop_saves_and_ends_well(tmp_path):
+    command = [sys.executable, "-m", "nanovlm.training", "--output-dir", str(tmp_path), "--steps", "500", "--batch-size", "4", "--no-progress"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while len(read_lines(tmp_path / "history.jsonl")) < 3: time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "told to stop" in said
+    done = read_lines(tmp_path / "history.jsonl")[-1]["step"]
+    assert [f.name for f in state_files(tmp_path)] == [f"step-{done:08d}.safetensors"]
+    changed = subprocess.run([*command, "--resume", "--batch-size", "8", "--lr-text", "0.001"], capture_output=True, text=True)
+    assert changed.returncode == 2 and "batch_size is 8 and was 4" in changed.stderr and "lr_text is 0.001 and was 0.002" in changed.stderr
+    assert "steps" in subprocess.run([*command[:-1], "--steps", str(done + 2), "--resume"], capture_output=True, text=True).stderr
+
+def test_a_full_disk_leaves_the_old_state(rows, tmp_path):
+    def until_full(history): # called after the first state was saved: from now on, files can be no larger than this
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    def job():
+        try: long_run(rows, tmp_path, until_full, steps=6, valid_every=3)
+        except OSError as e: (tmp_path / "said").write_text(str(e))
+    assert os.waitpid(forked(job), 0)[1] == 0
+    assert "make room" in (tmp_path / "said").read_text()
+    assert [f.name for f in state_files(tmp_path)] == ["step-00000003.safetensors"]
+    assert os.waitpid(forked(lambda: long_run(rows, tmp_path, steps=6, valid_every=3)), 0)[1] == 0
+    assert [line["step"] for line in read_lines(tmp_path / "history.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+def test_a_new_run_does_not_trample_on_an_old_one(rows, tmp_path):
+    assert os.waitpid(forked(lambda: long_run(rows, tmp_path, steps=3)), 0)[1] == 0
+    with pytest.raises(ValueError, match="step-00000003.safetensors.*resume"): long_run(rows, tmp_path, resume=False)
+
+def test_pixels_that_are_no_numbers_stop_the_run(rows, tmp_path):
+    model, processor = tiny_model(rows)
+    before, real = weights(model), processor.pixels
+    processor.pixels = lambda images: (real(images)[0] * float("nan"), real(images)[1])
+    with pytest.raises(ValueError, match=r"step 1: the loss is nan; pixel_values holds.*bad_batch_0.safetensors"): train(model, processor, rows, TrainConfig(output_dir=str(tmp_path), steps=3, **SMALL))
+    assert torch.equal(weights(model), before) # nothing has changed
+    from safetensors.torch import load_file
+    assert load_file(tmp_path / "bad_batch_0.safetensors")["0.pixel_values"].isnan().all()
+
+class Deadly(list):
+    def __getitem__(self, i):
+        if torch.utils.data.get_worker_info() and i == 7: os._exit(9)
+        return super().__getitem__(i)
+
+def test_a_worker_that_dies_is_reported(rows):
+    model, processor = tiny_model(rows)
+    with pytest.raises(ChildProcessError, match="prepares batches has died"): train(model, processor, Deadly(rows), TrainConfig(output_dir="", steps=60, workers=2, **SMALL))
+
+# Several processes, and less memory
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    "Fifty steps at the same global batch: each of two takes one batch a step, or one takes two."
+    common = ["--steps", "50", "--batch-size", "8", "--no-progress", "--valid-every", "25", "--valid-share", "0.01", "--optimizer", "adamw"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nanovlm.training"]
+    two = subprocess.run([*torchrun, *common, "--output-dir", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
+    assert two.returncode == 0, two.stderr[-3000:]
+    one = subprocess.run([sys.executable, "-m", "nanovlm.training", *common, "--accumulate", "2", "--output-dir", str(tmp_path / "one")], capture_output=True, text=True, timeout=300)
+    assert one.returncode == 0, one.stderr
+    a, b = (read_lines(tmp_path / name / "history.jsonl") for name in ("one", "two"))
+    assert len(a) == len(b) == 50
+    assert [line["loss"] for line in a] == pytest.approx([line["loss"] for line in b], abs=1e-5)
+    assert a[-1]["valid_loss"] == pytest.approx(b[-1]["valid_loss"], abs=1e-4) and a[-1]["loss"] < a[0]["loss"] / 2
+
+def test_checkpointing_changes_no_gradient(rows, tiny, samples):
+    model, batch, grads = tiny[0], stack(pack(samples, 200)), []
+    for config in (TrainConfig(), TrainConfig(checkpointing=True)):
+        speed_up(model, config)
+        model.zero_grad()
+        model(**batch).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*grads)
+    speed_up(model, TrainConfig())
+    assert not any("forward" in vars(m) for m in model.modules())
+
+@pytest.mark.parametrize("options", [dict(precision="fp16"), dict(checkpointing=True, pack=256), dict(workers=2)], ids=str)
+def test_it_learns_in_every_way(rows, options):
+    model, processor = tiny_model(rows)
+    history = train(model, processor, rows.select(range(16)), TrainConfig(output_dir="", steps=6, **SMALL, **options))
+    assert history[-1]["loss"] < history[0]["loss"] and torch.isfinite(weights(model)).all()
+
+def test_trackers_are_told(rows, monkeypatch, tmp_path):
+    import types
+    told = []
+    run = types.SimpleNamespace(log=lambda line, step: told.append((step, line)))
+    monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=lambda **kw: told.append(kw) or run))
+    model, processor = tiny_model(rows)
+    train(model, processor, rows, TrainConfig(output_dir=str(tmp_path), steps=2, tracker="trackio", **SMALL))
+    assert told[0]["config"]["steps"] == 2 and [step for step, _ in told[1:]] == [1, 2] and "loss" in told[1][1]
+    with pytest.raises(ValueError, match="pip install wandb"): train(model, processor, rows, TrainConfig(output_dir="", steps=2, tracker="wandb", **SMALL))
