@@ -6,7 +6,8 @@
 __all__ = ['PARITY', 'alternate', 'matmul_rate', 'read_time', 'mended', 'twins', 'full_size', 'training_batch', 'loss_of',
            'real_weights', 'parity', 'parity_line', 'LiveBytes', 'forward_bytes', 'half_precision', 'load_once',
            'loading', 'training_speed', 'training_memory', 'reset_peak', 'memory', 'fresh_process', 'training_memories',
-           'prompt_batch', 'their_tokens', 'ends_at', 'useful', 'generation_speed', 'bench']
+           'length_mix', 'packing_speed', 'prompt_batch', 'their_tokens', 'ends_at', 'useful', 'generation_speed',
+           'bench']
 
 # %% ../nbs/reference/bench.ipynb #7894cb1e
 import gc, json, platform, statistics, subprocess, sys, tempfile, time, weakref
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from .data import draw, pack, stack
 from .generation import generate
 from .language import LanguageModel, TextConfig
 from .model import VisionLanguageModel, VLMConfig
+from .training import TrainConfig, speed_up
 from .vision import VisionConfig, VisionModel
 from .weights import idefics3_config, load_weights, read_json, read_text_config, write_json
 
@@ -176,10 +179,11 @@ def parity_line(name: str) -> str: # from `PARITY`
 # %% ../nbs/reference/bench.ipynb #c8f2d3e5
 class LiveBytes(TorchDispatchMode):
     "Counts the bytes of every tensor made within, until it goes: what a computation holds at most, whatever the allocator does."
-    def __init__(self, model): # its weights count from the start
+    def __init__(self, model): # its weights and gradients count from the start
         super().__init__()
         self.peak, self.made = 0, Counter() # at once; in all, by type
-        self.live = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
+        held = [t.untyped_storage() for p in model.parameters() for t in (p, p.grad) if t is not None]
+        self.live = {storage._cdata: storage.nbytes() for storage in held}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})
@@ -251,12 +255,13 @@ def training_speed(ours, theirs, # from `twins`
     return lines
 
 # %% ../nbs/reference/bench.ipynb #2fbb2fd6
-def training_memory(who: str,    # "ours" or "theirs"
+def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
                     quick: bool, # as for `full_size`
                     ) -> float:  # megabytes
     "Peak memory of one forward and backward of 16 rows, above weights and gradients. Runs in a process of its own."
     ours, theirs = twins(full_size(quick))
-    model = ours if who == "ours" else theirs
+    model = theirs if who == "theirs" else ours
+    speed_up(ours, TrainConfig(checkpointing="checkpointing" in who))
     config = ours.config
     del ours, theirs
     gc.collect()
@@ -286,8 +291,37 @@ def fresh_process(function: str, *args): # of this module, and what JSON can hol
 def training_memories(quick: bool, # as for `full_size`
                       ) -> str:    # a line to print
     "Both models' memory, each in a fresh process."
-    mine, other = (fresh_process("training_memory", who, quick) for who in ("ours", "theirs"))
-    return f"memory above weights and gradients, 16 × 177 tokens, float32   ours {mine:,.0f} MB   transformers {other:,.0f} MB   ratio {mine / other:.2f}"
+    mine, less, other = (fresh_process("training_memory", who, quick) for who in ("ours", "ours, checkpointing", "theirs"))
+    return f"memory above weights and gradients, 16 × 177 tokens, float32   ours {mine:,.0f} MB, with checkpointing {less:,.0f} MB   transformers {other:,.0f} MB   ratios {mine / other:.2f} and {less / other:.2f}"
+
+# %% ../nbs/reference/bench.ipynb #a1b7c3d9
+def length_mix(config: VLMConfig, # the model's sizes
+               count: int,        # samples
+               ) -> list[dict]:   # as from `draw`
+    "Samples of one image and between 20 and 900 words, half of them the answer: many short, few long (log-normal), as in a mixture of data sets."
+    generator, side = torch.Generator().manual_seed(0), config.vision_config.image_size
+    words = torch.empty(count).log_normal_(4.6, 0.9, generator=generator).clamp(20, 900).long().tolist()
+    head = [1] + [config.image_token_id] * config.image_seq_len
+    return [draw(dict(head=head, turns=[([5] * (n // 2), [7] * (n - n // 2))], pixel_values=torch.randn(1, 3, side, side, generator=generator)), 1) for n in words]
+
+def packing_speed(ours, theirs, # from `twins`
+                  rounds: int,  # timed steps of each
+                  precision: torch.dtype, # float32, or the type to autocast to
+                  samples: int=8, # of a step
+                  ) -> str:     # a line to print
+    "Whole optimizer steps on samples of different length: ours packed into rows of 1024 tokens, transformers' padded."
+    some = length_mix(ours.config, samples)
+    packed, padded = stack(pack(some, 1024)), stack([[s] for s in some])
+    padded = {name: padded[name] for name in ("input_ids", "labels", "pixel_values")} | dict(attention_mask=torch.diagonal(padded["attention_mask"][:, 0], dim1=1, dim2=2).long())
+    optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True) for model in (ours, theirs)}
+    def run(model, batch):
+        loss_of(model, batch, precision).backward()
+        optimizers[model].step()
+        optimizers[model].zero_grad()
+    losses = [loss_of(model, batch, precision).item() for model, batch in ((ours, packed), (theirs, padded))]
+    mine, other = alternate(lambda: run(ours, packed), lambda: run(theirs, padded), rounds)
+    shapes = " and ".join(f"{len(b['input_ids'])} × {b['input_ids'].shape[1]}" for b in (packed, padded))
+    return f"optimizer steps, {samples} samples of different length, {shapes} tokens, {str(precision)[6:]}   ours packed {samples / mine:.3f} samples/s   transformers padded {samples / other:.3f} samples/s   ratio {other / mine:.2f}   losses {losses[0]:.4f} and {losses[1]:.4f}"
 
 # %% ../nbs/reference/bench.ipynb #4fbdb4ed
 def prompt_batch(config: VLMConfig, # the model's sizes
@@ -366,6 +400,7 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     rounds = 1 if quick else 5
     for line in generation_speed(ours, theirs, rounds): print(line, flush=True)
     for line in training_speed(ours, theirs, rounds, single / half): print(line, flush=True)
+    print(packing_speed(ours, theirs, 1 if quick else 2, torch.float32 if single / half > 10 else torch.bfloat16), flush=True)
     del ours, theirs
     gc.collect()
     print(training_memories(quick) if sys.platform == "linux" else "memory is measured on Linux alone")

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'normalise', 'wilson', 'see', 'left_pad', 'predict', 'is_right', 'exact_match', 'text_baselines',
-           'evaluate', 'choice_prompt', 'parse_choice', 'score_options']
+           'evaluate', 'choice_prompt', 'parse_choice', 'score_options', 'read_choice', 'load_choices',
+           'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import math, re
 from collections import Counter, defaultdict
+from pathlib import Path
 import torch
 from torch import Tensor
 from .generation import generate
@@ -153,3 +155,50 @@ def score_options(model,               # VisionLanguageModel
         batch = dict(input_ids=torch.tensor([prompt + answer]), labels=torch.tensor([[-100] * len(prompt) + answer])) | (dict(pixel_values=pixels) if images else {})
         scores.append(-model(**{k: v.to(device) for k, v in batch.items()}))
     return torch.stack(scores)
+
+# %% ../nbs/13_evaluation.ipynb #5e0c1a02
+def read_choice(row: dict, # of MMStar or ScienceQA, or of a data set like either
+                ) -> dict: # images, question, options (list of text), answer (number of the right one), source (kind of question)
+    "One multiple-choice question. One without options, or whose answer is not among them, is a ValueError."
+    images = [i for i in row.get("images") or [row.get("image")] if i is not None]
+    question, options, answer = row["question"], row.get("choices") or row.get("options"), row["answer"]
+    if not options:
+        question, _, listed = question.partition("Options:")
+        listed, marks = listed.strip(), []
+        for letter in LETTERS: # each stands behind the one before, after a comma or on a line of its own
+            mark = re.compile(rf"(?:^|,\s*|\n\s*){letter}:\s").search(listed, marks[-1].end() if marks else 0)
+            if not mark: break
+            marks.append(mark)
+        options = [listed[mark.end():after].strip() for mark, after in zip(marks, [m.start() for m in marks[1:]] + [None])]
+        if not options: raise ValueError(f"no options A, B, … in the question {row['question'][:200]!r}: give a column 'choices', or 'Options: A: …, B: …' in the text")
+    number = LETTERS.find(answer.strip()[:1].upper() or "?") if isinstance(answer, str) else int(answer)
+    if not 0 <= number < len(options): raise ValueError(f"the answer {answer!r} is none of the {len(options)} options of {question[:80]!r}")
+    return dict(images=images, question=question.strip(), options=options, answer=number, source=str(row.get("category") or row.get("subject") or "all"))
+
+def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a folder of Parquet files in the same form
+                 split: str="val", # which part of it
+                 ) -> list[dict]:  # from `read_choice`
+    "All questions of a multiple-choice benchmark."
+    from datasets import Image, load_dataset
+    files = sorted(map(str, Path(name).rglob("*.parquet"))) if Path(name).is_dir() else None
+    if files == []: raise FileNotFoundError(f"no Parquet file in {name}: give a folder that holds the benchmark's, or its hub name")
+    rows = load_dataset("parquet", data_files=files, split="train") if files else load_dataset(name, split=split)
+    if "image" in rows.column_names: rows = rows.cast_column("image", Image(decode=False))
+    return [read_choice(row) for row in rows]
+
+# %% ../nbs/13_evaluation.ipynb #5e0c1a05
+def evaluate_choices(model,               # VisionLanguageModel
+                     processor: Processor, # the one that belongs to it
+                     choices: list[dict], # from `load_choices`
+                     **kwargs,            # batch_size and max_new_tokens, as for `predict`
+                     ) -> dict:           # accuracy, interval, count, chance, by_type, unreadable, blind_accuracy
+    "Accuracy of the letters that the model replies with, by kind of question. A reply that cannot be read is wrong, and counted."
+    rows = [dict(images=c["images"], texts=[dict(user=choice_prompt(c["question"], c["options"]), assistant=LETTERS[c["answer"]], source=c["source"])]) for c in choices]
+    def right(images): # each reply: does it name the right option? None = it names none
+        replies = [parse_choice(p["prediction"], c["options"]) for p, c in zip(predict(model, processor, rows, images, **kwargs), choices)]
+        return [reply if reply is None else reply == c["answer"] for reply, c in zip(replies, choices)]
+    kinds, seen = defaultdict(list), right("own")
+    for c, ok in zip(choices, seen): kinds[c["source"]].append(bool(ok))
+    score = lambda oks: dict(accuracy=sum(oks) / len(oks), interval=wilson(sum(oks), len(oks)), count=len(oks))
+    return score([*map(bool, seen)]) | dict(chance=sum(1 / len(c["options"]) for c in choices) / len(choices), by_type={kind: score(oks) for kind, oks in kinds.items()},
+                                            unreadable=seen.count(None), blind_accuracy=sum(map(bool, right("blank"))) / len(choices))

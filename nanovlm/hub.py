@@ -165,10 +165,11 @@ def model_card(repo_id: str,       # "owner/name" on the hub
     v, t, percent = config.vision_config, config.text_config, lambda x: f"{100 * x:.2f} %"
     measured, data = "No figures were stored with this checkpoint.", (metrics or {}).get("data", "It was not stored with this checkpoint what it was trained on.")
     if metrics:
-        rows = {"exact match": f"{percent(metrics['exact_match'])} (95 % interval {' – '.join(map(percent, metrics['interval']))})"}
-        rows |= {label: percent(metrics[name]) for name, label in dict(blind_exact_match="the same model, blank image", other_image_exact_match="the same model, another image",
-                 question_only="best answer to the same words in training", majority="commonest answer in training").items() if name in metrics}
-        kinds = {f"exact match, {kind}": percent(value["accuracy"]) for kind, value in metrics.get("by_type", {}).items()}
+        name, value = next((label, metrics[key]) for key, label in dict(exact_match="exact match", accuracy="accuracy").items() if key in metrics)
+        rows = {name: f"{percent(value)} (95 % interval {' – '.join(map(percent, metrics['interval']))})"}
+        rows |= {label: percent(metrics[name]) for name, label in dict(blind_exact_match="the same model, blank image", blind_accuracy="the same model, blank image", other_image_exact_match="the same model, another image",
+                 question_only="best answer to the same words in training", majority="commonest answer in training", chance="guessing").items() if name in metrics}
+        kinds = {f"of these, {kind}": percent(value["accuracy"]) for kind, value in metrics.get("by_type", {}).items()}
         measured = f"{metrics['count']:,} questions, answered greedily:\n\n| | |\n|---|---|\n" + "\n".join(f"| {k} | {x} |" for k, x in (rows | kinds).items())
     return f"""---
 library_name: transformers

@@ -1,9 +1,11 @@
 "Rows become batches without leaking an answer, losing a row in silence, or cutting an image."
 import json, shutil
+import datasets
 import pytest
 import torch
 from PIL import Image
 from nanovlm.data import Examples, collate, easy_vqa, from_questions, image_folder, load_data
+from nanovlm.evaluation import evaluate_choices, load_choices, read_choice
 from nanovlm.processor import SPECIAL_TOKENS, WHOLE, Processor
 from nanovlm.images import MAX_PIXELS, load_image
 from nanovlm.vision import preprocess
@@ -166,3 +168,41 @@ def test_several_images_and_none_in_one_batch(tiny, rows):
     assert len(batch["pixel_values"]) == 4
     assert model(**batch).isfinite()
     assert "pixel_values" not in collate([Examples(mixed, processor)[0]])
+
+# Multiple-choice benchmarks
+
+MMSTAR = dict(index=0, question="Which option describes the object relationship in the image correctly?\nOptions: A: The suitcase is on the book., B: The suitcase is beneath the cat., C: The suitcase is beneath the bed., D: The suitcase is beneath the book.",
+              answer="A", category="coarse perception", l2_category="image scene and topic", meta_info=dict(source="MMBench", split="val", image_path="images/0.jpg"))
+
+def test_mmstar_is_read_and_scored(tiny, tmp_path):
+    import io
+    image = io.BytesIO()
+    Image.effect_noise((50, 40), 90).save(image, "png")
+    some = [MMSTAR | dict(index=n, image=dict(bytes=image.getvalue(), path=None), answer="ABCD"[n % 4], category=("coarse perception", "math")[n % 2]) for n in range(8)]
+    datasets.Dataset.from_list(some).to_parquet(tmp_path / "mmstar.parquet")
+    choices = load_choices(str(tmp_path))
+    assert choices[0]["options"] == ["The suitcase is on the book.", "The suitcase is beneath the cat.", "The suitcase is beneath the bed.", "The suitcase is beneath the book."]
+    assert [c["answer"] for c in choices] == [0, 1, 2, 3] * 2 and choices[1]["source"] == "math" and choices[0]["question"].endswith("correctly?")
+    found = evaluate_choices(*tiny, choices, max_new_tokens=3)
+    assert found["count"] == 8 and found["chance"] == 0.25 and {kind: v["count"] for kind, v in found["by_type"].items()} == {"coarse perception": 4, "math": 4}
+
+def test_replies_are_scored_by_their_letters(tiny, monkeypatch):
+    "A model that always says B; and one that answers in words when it sees something."
+    from nanovlm import evaluation
+    choices = [dict(images=[], question=f"question {n}?", options=["one", "two", "three"], answer=n % 3, source="all") for n in range(9)]
+    monkeypatch.setattr(evaluation, "predict", lambda model, processor, rows, images, **kw: [dict(prediction="B.") for _ in rows])
+    assert evaluate_choices(None, None, choices)["accuracy"] == pytest.approx(1 / 3)
+    monkeypatch.setattr(evaluation, "predict", lambda model, processor, rows, images, **kw: [dict(prediction=["one", "Two.", "a dog"][n % 3] if images == "own" else "C") for n in range(len(rows))])
+    found = evaluate_choices(None, None, choices)
+    assert found["accuracy"] == pytest.approx(2 / 3) and found["unreadable"] == 3 and found["blind_accuracy"] == pytest.approx(1 / 3)
+
+def test_scienceqas_form_is_read():
+    row = dict(image=None, question="Which is a mammal?", choices=["a trout", "a bat"], answer=1, hint="", subject="natural science")
+    assert read_choice(row) == dict(images=[], question="Which is a mammal?", options=["a trout", "a bat"], answer=1, source="natural science")
+
+@pytest.mark.parametrize("change, message", [(dict(question="What?"), "no options"), (dict(answer="E"), "'E' is none of the 4"), (dict(question="What?\nOptions: B: b, C: c"), "no options"), (dict(question="What?\nOptions: A: a, C: c", answer="C"), "none of the 1"), (dict(answer="?"), "none of the 4")])
+def test_a_question_that_cannot_be_scored_is_refused(change, message):
+    with pytest.raises(ValueError, match=message): read_choice(MMSTAR | change)
+
+def test_a_folder_without_a_benchmark_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Parquet file"): load_choices(str(tmp_path))

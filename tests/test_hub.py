@@ -233,3 +233,7 @@ def test_what_transformers_cannot_open_is_not_pushed(tmp_path, tokenizer_folder,
     assert not FakeApi.calls
 
 def test_a_card_without_figures_says_so(tiny): assert "No figures" in model_card("me/tiny", tiny[0].config)
+
+def test_a_card_of_a_multiple_choice_run(tiny):
+    card = model_card("me/tiny", tiny[0].config, dict(accuracy=0.4, interval=(0.3, 0.5), count=90, by_type=dict(math=dict(accuracy=0.25)), blind_accuracy=0.26, chance=0.25))
+    for said in ("accuracy | 40.00 %", "blank image | 26.00 %", "guessing | 25.00 %", "of these, math | 25.00 %"): assert said in card, said
