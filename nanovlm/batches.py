@@ -37,11 +37,11 @@ class Windows(IterableDataset):
     def addressed(self, first: int) -> Iterator[tuple[int, list]]: # windows' numbers, and their examples
         "Windows of rows that have numbers. The last rows of an epoch wait for the next one if they do not fill a window."
         count = len(self.examples)
-        each = max(1, count // self.size)
+        each, shuffled = max(1, count // self.size), None
         for n in itertools.count(first, self.readers):
             epoch, k = divmod(n, each)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
-            yield n, [self.examples[i] for i in order[k * self.size:(k + 1) * self.size]]
+            if epoch != shuffled: shuffled, order = epoch, torch.randperm(count, generator=torch.Generator().manual_seed(self.seed + epoch))
+            yield n, [self.examples[i] for i in order[k * self.size:(k + 1) * self.size].tolist()]
 
     def streamed(self, first: int) -> Iterator[tuple[int, list]]: # likewise
         "Windows of a stream."

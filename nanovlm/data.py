@@ -71,7 +71,7 @@ def in_schema(rows,           # Dataset or stream of The Cauldron, of FineVision
     from datasets import Features, IterableDataset
     known = rows.column_names or next(iter(rows), {}).keys()
     if not {"images", "texts"} <= set(known): raise ValueError(f"{source} has the columns {sorted(known)}, not 'images' and 'texts': give data in the schema of The Cauldron or FineVision")
-    if not isinstance(rows, IterableDataset) and {*known} == {"images", "texts"} and "source" in rows[0]["texts"][0]: return rows.cast(cauldron_features())
+    if not isinstance(rows, IterableDataset) and {*known} == {"images", "texts"} and "source" in str(rows.features["texts"]): return rows.cast(cauldron_features())
     def turns(row):
         ratings = [row.get(f"{name}_ratings") or [None] * len(row["texts"]) for name in RATINGS]
         kept = [t for t, *rated in zip(row["texts"], *ratings) if all(r is None or r >= min_rating for r in rated)]

@@ -219,6 +219,6 @@ def push_to_hub(folder: str,        # a checkpoint folder, for example "runs/dem
         (Path(card) / "README.md").write_text(model_card(repo_id, model.config, metrics))
         api = HfApi()
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=["*.json", "*.jinja", "*.safetensors"], ignore_patterns=["history.json"])
+        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=["*.json", "*.jinja", "*.safetensors"], ignore_patterns=["states/*", "bad_batch_*"])
         api.upload_folder(repo_id=repo_id, folder_path=card)
     return str(url)

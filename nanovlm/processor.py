@@ -9,7 +9,7 @@ __all__ = ['SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'WHOLE', 'train_tokenizer', 'smolv
 # %% ../nbs/10_processor.ipynb #7894cb1e
 import math, re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -143,6 +143,9 @@ class Processor:
         self.encode = lru_cache(65536)(lambda text, special=False: tuple((self.tokenizer if special else self.plain).encode(text, add_special_tokens=False).ids))
         typed = [t for t in names if self.tokenizer.token_to_id(t) in self.encode(t)]
         if typed: raise ValueError(f"{typed[:3]} are ordinary tokens of this tokenizer, so that a user could type them: add them as special tokens")
+
+    def __reduce__(self): # what other processes are sent
+        return Processor, tuple(getattr(self, f.name) for f in fields(self))
 
     def squares(self, image, # PIL image, path, URL, or {"bytes", "path"} as data sets hold it
                 ) -> tuple[list, tuple[int, int]]: # PIL images, and the grid

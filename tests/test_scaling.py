@@ -280,3 +280,9 @@ def test_trackers_are_told(rows, monkeypatch, tmp_path):
     train(model, processor, rows, TrainConfig(output_dir=str(tmp_path), steps=2, tracker="trackio", **SMALL))
     assert told[0]["config"]["steps"] == 2 and [step for step, _ in told[1:]] == [1, 2] and "loss" in told[1][1]
     with pytest.raises(ValueError, match="pip install wandb"): train(model, processor, rows, TrainConfig(output_dir="", steps=2, tracker="wandb", **SMALL))
+
+def test_what_prepares_batches_can_be_sent_to_another_process(rows, tiny):
+    "Where processes are not forked (macOS, Windows, Python 3.14), a worker gets a pickled copy."
+    import pickle
+    windows = Windows(Examples(rows, tiny[1]), 8)
+    assert same(next(iter(pickle.loads(pickle.dumps(windows))))["batch"], next(iter(windows))["batch"])
