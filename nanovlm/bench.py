@@ -216,9 +216,10 @@ def load_once(who: str,    # "safetensors", "ours", "ours in bf16", "transformer
     "Load a checkpoint and read every page of its weights. Runs in a process of its own."
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
-    load = dict(safetensors=lambda: load_file(Path(folder, "model.safetensors")).values(), ours=lambda: VisionLanguageModel.from_pretrained(folder).parameters(),
-                **{"ours in bf16": lambda: VisionLanguageModel.from_pretrained(folder, dtype=torch.bfloat16).parameters()},
-                transformers=lambda: AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).parameters())[who]
+    load = {"safetensors": lambda: load_file(Path(folder, "model.safetensors")).values(),
+            "ours": lambda: VisionLanguageModel.from_pretrained(folder).parameters(),
+            "ours in bf16": lambda: VisionLanguageModel.from_pretrained(folder, dtype=torch.bfloat16).parameters(),
+            "transformers": lambda: AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).parameters()}[who]
     reset_peak()
     before, start = memory("VmRSS"), time.perf_counter()
     tensors = list(load())

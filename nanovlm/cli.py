@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 import torch
 import tyro
+from . import scaling
 from .data import load_data
 from .demo import DemoConfig, demo, report, split_rows, tiny_model
 from .evaluation import evaluate, evaluate_choices, load_choices
@@ -112,27 +113,18 @@ class Demo(DemoConfig):
     def run(self): demo(self)
 
 @dataclass
-class Plan:
+class Plan(scaling.Plan):
     "How much memory a training step needs on a GPU, and how long a run takes (chapter 16). Nothing is run."
+    config: tyro.conf.Suppress[VLMConfig] = None # follows from model
     model: Literal["nanovlm-222m", "smolvlm-256m", "tiny"] = "nanovlm-222m" # sizes
-    gpu: Literal["t4", "l4", "a100", "h100", "cpu"] = "t4" # where
-    rows: int = 8                # of a batch
-    tokens: int = 256            # of a row, image tokens among them
-    squares: int | None = None   # image squares in the batch; by default one a row
-    labelled: int = 32           # tokens of a row that carry loss
-    optimizer: Literal["adamw", "muon"] = "adamw" # keeps two numbers a weight, or one
-    checkpointing: bool = False  # compute activations twice
-    freeze_vision: bool = False  # the vision encoder does not learn
-    mfu: float = 0.3             # share of the arithmetic that is reached; measure yours
-    samples: int = 1_700_000     # to train on
+
+    def __post_init__(self):
+        self.config = getattr(VLMConfig, self.model.replace("-", "_"))()
+        super().__post_init__()
 
     def run(self):
-        from nanovlm.scaling import Plan as Steps, largest_batch
-        settings = vars(self) | {}
-        config = getattr(VLMConfig, settings.pop("model").replace("-", "_"))()
-        plan = Steps(config, **settings)
-        print(plan)
-        if self.gpu != "cpu": print(f"largest batch that fits  {largest_batch(plan):5} rows")
+        print(self)
+        if self.gpu != "cpu": print(f"largest batch that fits  {scaling.largest_batch(self):5} rows")
 
 @dataclass
 class Bench:

@@ -10,7 +10,6 @@ __all__ = ['Processes', 'state_tensors', 'state_files', 'save_state', 'read_more
 import json, os, signal
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 import torch
