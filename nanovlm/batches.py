@@ -9,9 +9,8 @@ __all__ = ['Windows', 'Source', 'watch_workers']
 import itertools, math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from .data import Examples, draw, pack, stack
 
@@ -29,6 +28,10 @@ class Windows(IterableDataset):
     reader: int=0               # which of …
     readers: int=1              # … so many
     place: tuple=None           # number of the window, and of the batch in it, to go on from
+
+    @property
+    def stream(self) -> bool: # rows without numbers
+        return not hasattr(self.examples.rows, "__len__")
 
     @property
     def size(self) -> int: # rows of a window; many where they are to be packed, so that they fit well
@@ -61,9 +64,9 @@ class Windows(IterableDataset):
     def batches(self, n: int, examples: list[dict | None]) -> list[tuple[dict, dict]]: # of window n -> batches, and what is known of each
         "Draw questions, lay out rows, and share them evenly among batches."
         generator = torch.Generator().manual_seed(self.seed * 2**32 + n)
-        samples = [draw(e, self.questions, self.length or None, generator) for e in examples if e]
-        if None in samples: self.examples.unusable[n, "packed"] = f"no question of a row fits into {self.length} tokens"
-        samples = [s for s in samples if s]
+        drawn = [draw(e, self.questions, self.length or None, generator) for e in examples if e]
+        self.examples.unusable |= {(n, k): f"no question of a row fits into {self.length} tokens" for k, s in enumerate(drawn) if s is None}
+        samples = [s for s in drawn if s]
         rows = pack(samples, self.length, self.squares) if self.length else [[s] for s in samples]
         count = math.ceil(len(rows) / self.batch_size)
         made = []
@@ -77,11 +80,10 @@ class Windows(IterableDataset):
     def __iter__(self) -> Iterator[dict]: # batch; samples, tokens, images, padding; place to go on from; unusable rows that are new
         "Forever. Data without a usable row are a ValueError."
         (first, skip), idle, told = self.place or (self.reader, 0), 0, 0
-        windows = self.addressed if hasattr(self.examples.rows, "__len__") else self.streamed
-        for n, examples in windows(first):
+        for n, examples in (self.streamed if self.stream else self.addressed)(first):
             made = self.batches(n, examples)
             idle = 0 if made else idle + len(examples)
-            if idle >= (len(self.examples) if hasattr(self.examples.rows, "__len__") else 10_000): raise ValueError(f"none of the {idle} rows can be used: {self.examples.skipped.most_common(3)}")
+            if idle >= (10_000 if self.stream else len(self.examples)): raise ValueError(f"none of the {idle} rows can be used: {self.examples.skipped.most_common(3)}")
             for k, (batch, known) in enumerate(made):
                 if k < skip: continue
                 news, told = dict(itertools.islice(self.examples.unusable.items(), told, None)), len(self.examples.unusable)

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'tiny_model', 'split_rows', 'versions', 'peak_memory_mb', 'card', 'page', 'report', 'DemoConfig', 'demo']
 
 # %% ../nbs/reference/demo.ipynb #7894cb1e
-import base64, html, itertools, platform, sys
+import base64, html, itertools, platform, sys, zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -34,7 +34,9 @@ def split_rows(rows,              # Dataset or stream in The Cauldron's schema
                seed: int=0,       # of the choice
                ):                 # -> training rows, validation rows
     "Hold some images out: they choose the checkpoint, so that the test set need not."
-    if not hasattr(rows, "__len__"): return rows.skip(most // 5), list(rows.take(most // 5))
+    if not hasattr(rows, "__len__"): # what a row holds decides, so that several readers, each with its part of the stream, agree
+        def held(row): return zlib.crc32(repr((row["texts"], [i["bytes"] or i["path"] for i in row["images"]])).encode()) % 1000 < 1000 * share
+        return rows.filter(lambda row: not held(row)), list(rows.filter(held).take(most // 5))
     parts = rows.train_test_split(test_size=min(most, max(1, round(share * len(rows)))), seed=seed)
     return parts["train"], parts["test"]
 

@@ -76,7 +76,7 @@ class Plan:
     gpu: str = "t4"            # "t4", "l4", "a100", "h100" or "cpu"
     rows: int = 8              # of a batch
     tokens: int = 256          # of a row, image tokens among them
-    squares: int = None        # image squares in the batch; None = one a row
+    squares: int | None = None # image squares in the batch; None = one a row
     labelled: int = 32         # tokens of a row that carry loss
     optimizer: str = "adamw"   # "adamw" keeps two numbers a weight, "muon" one
     checkpointing: bool = False # compute activations twice
@@ -86,6 +86,8 @@ class Plan:
 
     def __post_init__(self):
         if self.gpu not in (*GPUS, "cpu"): raise ValueError(f"gpu is {self.gpu!r}: choose one of {', '.join(GPUS)} or cpu")
+        if self.optimizer not in ("adamw", "muon"): raise ValueError(f"optimizer is {self.optimizer!r}: choose 'adamw' or 'muon'")
+        if not 0 < self.mfu <= 1: raise ValueError(f"mfu is {self.mfu}: it must be above 0 and at most 1")
         for name in ("rows", "tokens", "labelled", "samples"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if self.squares is None: self.squares = self.rows

@@ -10,7 +10,7 @@ __all__ = ['TrainConfig', 'learning_rate', 'newton_schulz', 'Muon', 'parameter_g
 # %% ../nbs/12_training.ipynb #7894cb1e
 import contextlib, functools, math, sys, time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -45,7 +45,7 @@ class TrainConfig:
     valid_every: int = 90              # steps between looks at the validation rows
     seed: int = 0                      # of everything random
     progress: bool = True              # show a progress bar
-    pack: int = 0                      # tokens of a row into which samples are packed (chapter 16); 0 = a row for each
+    pack: int = 0                      # tokens of a row into which samples are packed (chapter 11); 0 = a row for each
     pack_squares: int = 16             # image squares a packed row holds at most
     checkpointing: bool = False        # compute activations twice instead of keeping them (chapter 16)
     compile: bool = False              # let torch.compile make the layers faster; takes a while at first

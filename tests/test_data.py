@@ -1,12 +1,12 @@
 "Rows become batches without leaking an answer, losing a row in silence, or cutting an image."
-import json, shutil
+import json
 import datasets
 import pytest
 import torch
 from PIL import Image
 from nanovlm.data import Examples, collate, easy_vqa, from_questions, image_folder, load_data
 from nanovlm.evaluation import evaluate_choices, load_choices, read_choice
-from nanovlm.processor import SPECIAL_TOKENS, WHOLE, Processor
+from nanovlm.processor import SPECIAL_TOKENS, WHOLE
 from nanovlm.images import MAX_PIXELS, load_image
 from nanovlm.vision import preprocess
 

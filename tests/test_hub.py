@@ -237,3 +237,14 @@ def test_a_card_without_figures_says_so(tiny): assert "No figures" in model_card
 def test_a_card_of_a_multiple_choice_run(tiny):
     card = model_card("me/tiny", tiny[0].config, dict(accuracy=0.4, interval=(0.3, 0.5), count=90, by_type=dict(math=dict(accuracy=0.25)), blind_accuracy=0.26, chance=0.25))
     for said in ("accuracy | 40.00 %", "blank image | 26.00 %", "guessing | 25.00 %", "of these, math | 25.00 %"): assert said in card, said
+
+def test_states_of_a_run_stay_at_home(demo, monkeypatch):
+    "They hold optimizer states, three times as large as the model; the hub's own rule decides what goes."
+    from huggingface_hub.utils import filter_repo_objects
+    told = []
+    class Api(FakeApi):
+        def upload_folder(self, repo_id, folder_path, **options): told.append(options)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    push_to_hub(demo[0], "me/tiny")
+    names = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "chat_template.jinja", "states/step-00000010.safetensors", "bad_batch_0.safetensors", "history.jsonl", "loss.svg"]
+    assert [*filter_repo_objects(names, **told[0])] == names[:4]

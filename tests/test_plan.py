@@ -54,7 +54,7 @@ def test_the_largest_batch_fits_and_twice_as_many_do_not():
     total = lambda rows: sum(replace(plan, rows=rows, squares=rows).memory().values())
     assert most > 100 and total(most) < 0.95 * GPUS["t4"][1] <= total(2 * most)
 
-@pytest.mark.parametrize("wrong, message", [(dict(gpu="b200"), "'b200'.*t4"), (dict(rows=0), "rows is 0"), (dict(tokens=-1), "tokens is -1")])
+@pytest.mark.parametrize("wrong, message", [(dict(gpu="b200"), "'b200'.*t4"), (dict(rows=0), "rows is 0"), (dict(tokens=-1), "tokens is -1"), (dict(optimizer="sgd"), "'sgd'"), (dict(mfu=0.0), "mfu is 0.0")])
 def test_a_plan_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message): Plan(VLMConfig.tiny(), **wrong)
 

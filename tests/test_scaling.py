@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from nanovlm.batches import Source, Windows
 from nanovlm.data import Examples, draw, load_data, pack, stack
-from nanovlm.demo import tiny_model
+from nanovlm.demo import split_rows, tiny_model
 from nanovlm.runs import read_lines, state_files
 from nanovlm.training import TrainConfig, make_optimizers, speed_up, train, training_step
 
@@ -286,3 +286,13 @@ def test_what_prepares_batches_can_be_sent_to_another_process(rows, tiny):
     import pickle
     windows = Windows(Examples(rows, tiny[1]), 8)
     assert same(next(iter(pickle.loads(pickle.dumps(windows))))["batch"], next(iter(windows))["batch"])
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_no_reader_of_a_stream_learns_from_a_row_that_is_held_out(cauldron, readers, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    name = lambda row: repr((row["texts"], [i["bytes"] for i in row["images"]]))
+    rows = load_data(f"{cauldron}:shapes", streaming=True)
+    learnt, held = split_rows(rows, share=0.3, most=1000)
+    read = [name(row) for r in range(readers) for row in learnt.shard(readers, r)]
+    everything = sorted(map(name, rows))
+    assert 3 < len(held) < 25 and sorted(read + [name(row) for row in held]) == everything and not {*read} & {name(row) for row in held}
