@@ -65,5 +65,5 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None: k, v = cache.update(k, v)
-        causal = mask is None and q.shape[2] > 1
-        return self.o_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)))
+        if mask is not None and q.shape[2] > 1: k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v)) # a GPU's fast kernels take a mask, or fewer key heads, not both
+        return self.o_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=True)))

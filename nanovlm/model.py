@@ -72,11 +72,11 @@ class VisionLanguageModel(LanguageModel):
         if not self.lm_head.weight.is_meta: init_weights(self) # without memory, it waits for weights from a file
 
     def embed(self, input_ids: Tensor,         # (B, T), `image_token_id` where an image vector goes
-              pixel_values: Tensor | None,     # (images, 3, H, W), in reading order
+              pixel_values: Tensor | None,     # (images, 3, H, W), in reading order; or what the encoder makes of them, (images, N, D)
               ) -> Tensor:                     # (B, T, D)
         "Token vectors, with image vectors spliced in. Counts that differ are a ValueError."
         x, slots = self.text_model.embed_tokens(input_ids), input_ids == self.config.image_token_id
-        images = x.new_zeros(0, self.config.image_seq_len, x.shape[-1]) if pixel_values is None else self.connector(self.vision_model(pixel_values))
+        images = x.new_zeros(0, self.config.image_seq_len, x.shape[-1]) if pixel_values is None else self.connector(pixel_values if pixel_values.ndim == 3 else self.vision_model(pixel_values))
         if slots.sum() != len(images) * images.shape[1]:
             raise ValueError(f"{slots.sum()} image tokens in input_ids, but {len(images)} images × {images.shape[1]} = {len(images) * images.shape[1]} image vectors: put {images.shape[1]} image tokens in the prompt for every image")
         return x.masked_scatter(slots[..., None], images.to(x.dtype))

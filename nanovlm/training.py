@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'newton_schulz', 'Muon', 'parameter_groups', 'make_optimizers', 'count_labels', 'to',
            'half_type', 'autocast', 'make_scaler', 'training_step', 'shift_images', 'batches', 'mean_loss', 'speed_up',
-           'memory_in_use', 'Training', 'train']
+           'memory_in_use', 'Training', 'ordinary_afterwards', 'train']
 
 # %% ../nbs/12_training.ipynb #7894cb1e
 import contextlib, functools, math, sys, time
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .batches import Source, Windows, watch_workers
 from .data import Examples, collate
-from .runs import Log, Processes, differing, load_state, read_more, save_state, state_files, stop_signals
+from .frozen import add_lora, cache_features, merge_lora, ordinary
+from .runs import Log, Processes, differing, gathered, load_state, read_more, save_state, state_files, state_tensors, stop_signals
 from .weights import replacing, write_tensors
 
 # %% ../nbs/12_training.ipynb #a4087a88
@@ -49,6 +50,9 @@ class TrainConfig:
     pack_squares: int = 16             # image squares a packed row holds at most
     checkpointing: bool = False        # compute activations twice instead of keeping them (chapter 16)
     compile: bool = False              # let torch.compile make the layers faster; takes a while at first
+    cache_features: bool = False       # let a frozen vision encoder look at each image once, and keep what it saw
+    lora: int = 0                      # rank of additions that learn instead of the decoder (chapter 16); 0 = none
+    shard: bool = False                # processes share one model instead of having one each
     workers: int = 0                   # processes that prepare batches; 0 = this one does
     save_every: int = 0                # steps between states to resume from; 0 = only when told to stop
     keep: int = 2                      # states to keep
@@ -58,12 +62,15 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "questions", "valid_every", "pack_squares", "keep"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        for name in ("shift", "pack", "workers", "save_every"):
+        for name in ("shift", "pack", "workers", "save_every", "lora"):
             if getattr(self, name) < 0: raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("lr_connector", "lr_vision", "lr_text", "weight_decay", "warmup", "final_lr"):
             if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
         for name, known in dict(optimizer=("muon", "adamw"), precision=("auto", "fp32", "bf16", "fp16"), tracker=("", "trackio", "wandb", "tensorboard")).items():
             if getattr(self, name) not in known: raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {known}")
+        if self.cache_features and (self.lr_vision or self.shift): raise ValueError(f"cache_features is for a frozen vision encoder and images that stay as they are, but lr_vision is {self.lr_vision} and shift is {self.shift}: set both to 0")
+        if self.lora and not self.lr_text: raise ValueError(f"lora is {self.lora}, but lr_text is 0, so nothing of the decoder would learn: set one of them")
+        if self.shard and (self.optimizer, self.precision) not in {("adamw", p) for p in ("auto", "fp32", "bf16")}: raise ValueError(f"shard works with the optimizer adamw and without fp16: optimizer is {self.optimizer!r}, precision {self.precision!r}")
 
 # %% ../nbs/12_training.ipynb #25394d0f
 def learning_rate(step: int,            # from 0
@@ -114,14 +121,14 @@ class Muon(torch.optim.Optimizer):
 def parameter_groups(model: nn.Module,    # VisionLanguageModel
                      config: TrainConfig,
                      ) -> dict[str, list[dict]]: # optimizer's name: its groups
-    "Connector, vision and text each have a learning rate; Muon takes their matrices, AdamW everything else. A rate of 0 freezes."
+    "Connector, vision and text each have a learning rate; Muon takes their matrices, AdamW everything else. A rate of 0 freezes, and so does LoRA all of the decoder but its additions."
     rates = {"connector": config.lr_connector, "vision_model": config.lr_vision, "text_model": config.lr_text, "lm_head": config.lr_text}
     groups = {}
     for name, p in model.named_parameters():
-        lr = rates[name.split(".")[0]]
+        lr = 0.0 if config.lora and name.startswith(("text_model", "lm_head")) and ".lora_" not in name else rates[name.split(".")[0]]
         p.requires_grad_(lr > 0)
         if not lr: continue
-        kind = "muon" if config.optimizer == "muon" and p.ndim > 1 and not any(table in name for table in ("embed_tokens", "position_embedding", "lm_head")) else "adamw"
+        kind = "muon" if config.optimizer == "muon" and p.ndim > 1 and not any(table in name for table in ("embed_tokens", "position_embedding", "lm_head", ".lora_")) else "adamw"
         peak = lr * (config.muon_factor if kind == "muon" else 1)
         decay = config.weight_decay if p.ndim > 1 else 0.0
         groups.setdefault(kind, {}).setdefault((peak, decay), []).append(p)
@@ -171,17 +178,18 @@ def training_step(model: nn.Module,                 # VisionLanguageModel
                   scaler: torch.amp.GradScaler=None, # from `make_scaler`, for float16
                   ) -> tuple[float, float]:         # loss per labelled token, length of the gradient
     "One optimizer step over all batches of all processes as if they were one: each counts by its labelled tokens. A loss that is not a number is a FloatingPointError, before anything has changed."
-    processes, scaler, learnt = processes or Processes(), scaler or make_scaler(model, config.precision), [p for p in model.parameters() if p.requires_grad]
+    processes, scaler, learnt = processes or Processes(alone=True), scaler or make_scaler(model, config.precision), [p for p in model.parameters() if p.requires_grad]
     (total,), loss_sum = processes.sum(sum(map(count_labels, micro))), 0.0
     for batch in micro:
         with autocast(model, config.precision): loss = model(**to(model, batch)) * (count_labels(batch) / total)
+        if config.shard and "pixel_values" not in batch: loss = loss + 0 * sum(p.sum() for part in (model.vision_model, model.connector) for p in part.parameters()) # other processes' batches have images, and all must give gradients for the same weights
         scaler.scale(loss).backward()
         loss_sum += loss.item()
     loss_sum, = processes.sum(loss_sum)
     if not math.isfinite(loss_sum): raise FloatingPointError(f"the loss is {loss_sum}")
-    processes.sum_gradients(learnt)
+    if not config.shard: processes.sum_gradients(learnt)
     for optimizer in optimizers: scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(learnt, config.max_grad_norm).item()
+    norm = gathered(nn.utils.clip_grad_norm_(learnt, config.max_grad_norm)).item()
     for optimizer in optimizers:
         for group in optimizer.param_groups: group["lr"] = group["peak"] * scale
         scaler.step(optimizer)
@@ -207,7 +215,7 @@ def batches(examples: Examples,
             place: dict=None,          # to go on from
             ) -> Source:               # endless; `next` gives a batch and what is known of it
     "Shuffled batches, whose images are moved at random. Data without a usable row are a ValueError."
-    processes = processes or Processes()
+    processes = processes or Processes(alone=True)
     windows = Windows(examples, config.batch_size, config.questions, config.pack, config.pack_squares, config.seed,
                       functools.partial(shift_images, most=config.shift) if config.shift else None)
     return Source(windows, config.workers, processes.rank, processes.world, place)
@@ -221,7 +229,7 @@ def mean_loss(model: nn.Module,   # VisionLanguageModel
               processes: Processes=None, # that share the rows; None = this one alone
               ) -> float:
     "Loss per labelled token over every question of every example."
-    processes = processes or Processes()
+    processes = processes or Processes(alone=True)
     total = tokens = 0
     for start in range(processes.rank * batch_size, len(examples), processes.world * batch_size):
         batch = collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))], questions=10**6)
@@ -258,20 +266,30 @@ class Training:
                  config: TrainConfig,
                  valid_rows=None,         # rows that choose the best checkpoint; without them it is the last
                  ):
-        torch.manual_seed(config.seed)
         self.model, self.processor, self.config, self.processes = model, processor, config, Processes()
         self.folder = Path(config.output_dir) if config.output_dir else None
-        self.examples, self.valid = Examples(rows, processor), Examples(valid_rows, processor) if valid_rows is not None else None
-        self.optimizers, self.scaler = make_optimizers(model, config), make_scaler(model, config.precision)
-        self.settings = asdict(config) | dict(processes=self.processes.world, rows=len(rows) if hasattr(rows, "__len__") else "a stream", parameters=sum(p.numel() for p in model.parameters()))
-        self.processes.same_weights(model)
-        self.done, self.best = 0, math.inf
         if self.folder and not config.resume and (old := state_files(self.folder)): raise ValueError(f"{self.folder} holds the states of a run ({old[-1].name}): go on from there with resume, delete {old[-1].parent}, or choose another output_dir")
+        self.examples, self.valid = Examples(rows, processor), Examples(valid_rows, processor) if valid_rows is not None else None
+        self.settings = asdict(config) | dict(processes=self.processes.world, rows=len(rows) if hasattr(rows, "__len__") else "a stream", parameters=sum(p.numel() for p in model.parameters()))
+        self.scaler = make_scaler(model, config.precision)
+        self.prepare()
+        self.optimizers = make_optimizers(model, config)
+        self.done, self.best = 0, math.inf
         self.source = batches(self.examples, config, self.processes, self.restore() if config.resume and self.folder else None)
         first = self.processes.rank == 0
         self.log = Log(self.folder if first else None, config.tracker if first else "", self.settings, self.done)
         self.start = time.perf_counter() - (self.log.history[-1]["seconds"] if self.log.history else 0)
         speed_up(model, config)
+
+    def prepare(self):
+        "Seed, and lay out the model for the run: additions, slices, features of a frozen encoder."
+        torch.manual_seed(self.config.seed)
+        if self.config.lora: add_lora(self.model, self.config.lora)
+        self.processes.same_weights(self.model)
+        if self.config.cache_features:
+            for examples in filter(None, (self.examples, self.valid)): cache_features(examples, self.model, half_type(self.model, self.config.precision), self.config.batch_size, self.config.progress)
+        if self.config.shard and self.scaler.is_enabled(): raise ValueError("shard does not work in float16, which is all that this GPU has: leave it out, or set precision to fp32")
+        if self.config.shard: self.processes.shard(self.model)
 
     def restore(self) -> dict | None: # the place in the data
         "Put back the latest state of the run, if there is one. One with other settings is a ValueError that names them."
@@ -288,7 +306,8 @@ class Training:
     def save(self):
         "Write down all that is needed to go on from here."
         more = dict(step=self.done, best=self.best if math.isfinite(self.best) else None, settings=self.settings, scaler=self.scaler.state_dict(), places=self.processes.gather(self.source.place))
-        if self.processes.rank == 0: save_state(self.folder, self.done, self.model, self.optimizers, more, self.config.keep)
+        tensors = state_tensors(self.model, self.optimizers)
+        if self.processes.rank == 0: save_state(self.folder, self.done, tensors, more, self.config.keep)
 
     def step(self) -> dict: # a line for the log
         "One optimizer step. A loss that is not finite is a ValueError, with the batch kept for inspection."
@@ -300,8 +319,16 @@ class Training:
         took = time.perf_counter() - began
         self.done += 1
         samples, tokens, images = self.processes.sum(*(sum(f[name] for f in found) for name in ("samples", "tokens", "images")))
+        labelled, = self.processes.sum(sum(map(count_labels, micro)))
         return dict(step=self.done, loss=loss, lr=scale, grad_norm=norm, seconds=time.perf_counter() - self.start, samples_per_s=samples / took, tokens_per_s=tokens / took, images_per_s=images / took,
-                    padding=sum(f["padding"] for f in found) / len(found), waiting=waited / took) | memory_in_use(self.model)
+                    padding=sum(f["padding"] for f in found) / len(found), waiting=waited / took) | self.speed(images, samples, tokens, labelled, took) | memory_in_use(self.model)
+
+    def speed(self, images: int, samples: int, tokens: int, labelled: int, seconds: float) -> dict: # tflops of all processes; mfu, where the GPU is known
+        "How fast the model was computed. Padding, and what checkpointing does twice, does not count (chapter 16)."
+        from nanovlm.scaling import GPUS, this_gpu, training_work
+        work = training_work(self.model.config, images, samples, tokens / samples, labelled / samples, freeze_vision=not self.config.lr_vision, cached=self.config.cache_features, lora=self.config.lora > 0)
+        rate, gpu = sum(work.values()) / seconds, this_gpu()
+        return dict(tflops=rate / 1e12) | (dict(mfu=rate / self.processes.world / GPUS[gpu][0]) if gpu else {})
 
     def keep_batch(self, micro: list[dict[str, Tensor]]) -> str: # where it is, in words
         "Write a batch that gave no finite loss."
@@ -314,14 +341,26 @@ class Training:
 
     def look(self) -> dict: # valid_loss, if there are validation rows
         "Measure the validation loss, and keep the weights if they are the best so far."
-        score = mean_loss(self.model, self.valid, self.config.batch_size, self.config.precision, self.processes) if self.valid else -self.done # without validation rows the last one is the best
-        if score < self.best and self.folder and self.processes.rank == 0:
-            self.model.save_pretrained(self.folder)
-            self.processor.save_pretrained(self.folder)
+        share = None if self.config.shard else self.processes # a sharded model computes in all processes at once, or not at all
+        score = mean_loss(self.model, self.valid, self.config.batch_size, self.config.precision, share) if self.valid else -self.done # without validation rows the last one is the best
+        if share is None: self.model.reshard() # after a backward pass it does so by itself
+        if score < self.best and self.folder:
+            best = ordinary(self.model)
+            if self.processes.rank == 0:
+                best.save_pretrained(self.folder)
+                self.processor.save_pretrained(self.folder)
         self.best = min(self.best, score)
         return dict(valid_loss=score) if self.valid else {}
 
 # %% ../nbs/12_training.ipynb #f1a90831
+@contextlib.contextmanager
+def ordinary_afterwards(model: nn.Module): # VisionLanguageModel
+    "Whatever happens within, the model is an ordinary one afterwards, ready to answer."
+    try: yield
+    finally:
+        speed_up(model.eval(), TrainConfig())
+        merge_lora(model)
+
 def train(model: nn.Module,              # VisionLanguageModel, changed in place
           processor,                     # its Processor
           rows,                          # Dataset or stream in The Cauldron's schema
@@ -332,10 +371,10 @@ def train(model: nn.Module,              # VisionLanguageModel, changed in place
     "Train, keep the best checkpoint in `config.output_dir`, and return the history. SIGTERM saves the state and ends early."
     from tqdm.auto import tqdm
     config = config or TrainConfig()
-    run = Training(model, processor, rows, config, valid_rows)
-    bar = tqdm(range(run.done, config.steps), initial=run.done, total=config.steps, disable=not config.progress or run.processes.rank > 0, unit="step", mininterval=0.5)
-    model.train()
-    with stop_signals() as came, watch_workers():
+    with ordinary_afterwards(model), stop_signals() as came, watch_workers():
+        run = Training(model, processor, rows, config, valid_rows)
+        bar = tqdm(range(run.done, config.steps), initial=run.done, total=config.steps, disable=not config.progress or run.processes.rank > 0, unit="step", mininterval=0.5)
+        model.train()
         for _ in bar:
             line = run.step()
             last, stop = run.done == config.steps, run.processes.sum(len(came))[0] > 0
@@ -347,7 +386,6 @@ def train(model: nn.Module,              # VisionLanguageModel, changed in place
             if stop and not last:
                 if run.processes.rank == 0: print(f"told to stop after step {run.done}" + (f": go on with resume, the state is in {run.folder / 'states'}" if run.folder else ""))
                 break
-    speed_up(model.eval(), TrainConfig())
     if run.examples.skipped and run.processes.rank == 0: print(f"{run.examples.skipped.total()} row(s) or question(s) could not be used and were skipped: {run.examples.skipped.most_common(3)}")
     return run.log.history
 
