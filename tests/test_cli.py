@@ -89,4 +89,4 @@ def test_bench_runs(cli):
     result = cli("bench", "--quick")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("same tokens: True") == 2
-    assert result.stdout.count("ratio") == 7 - ("bf16 autocast is not measured" in result.stdout)
+    assert result.stdout.count("ratio") == 8 - ("bf16 autocast is not measured" in result.stdout)

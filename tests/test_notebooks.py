@@ -68,7 +68,7 @@ NotebookClient(nb, timeout=600, kernel_name="python3").execute()
 
 @pytest.fixture(scope="module")
 def results(wheel, tmp_path_factory):
-    "Every chapter, copied alone into an empty folder and run there; two at a time, a thread each."
+    "Every chapter, copied alone into an empty folder and run there; two at a time, a thread each. The last ones take longest and come first."
     def run_alone(path):
         folder = tmp_path_factory.mktemp(path.stem)
         shutil.copy(path, folder)
@@ -76,7 +76,7 @@ def results(wheel, tmp_path_factory):
         where = subprocess.run([sys.executable, "-c", "import nanovlm; print(nanovlm.__file__)"], cwd=folder, env=environment, capture_output=True, text=True).stdout
         assert where.startswith(str(wheel)), f"not the wheel's package: {where}"
         return subprocess.run([sys.executable, "-c", RUN, path.name], cwd=folder, env=environment, capture_output=True, text=True)
-    with ThreadPoolExecutor(2) as pool: return dict(zip(CHAPTERS, pool.map(run_alone, CHAPTERS)))
+    with ThreadPoolExecutor(2) as pool: return dict(zip(CHAPTERS[::-1], pool.map(run_alone, CHAPTERS[::-1])))
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_chapter_runs_with_the_wheel_alone(results, path):

@@ -4,39 +4,48 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from nanovlm.bench import LiveBytes, full_size, training_batch
+from nanovlm.frozen import add_lora
 from nanovlm.model import VisionLanguageModel, VLMConfig
 from nanovlm.scaling import GPUS, Plan, kept_for_backward, largest_batch, training_work
 from nanovlm.training import TrainConfig, parameter_groups, speed_up
 
 SMALL = replace(full_size(quick=True), text_config=replace(full_size(quick=True).text_config, vocab_size=49280))
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen, cached, lora", [(False, False, 0), (True, False, 0), (True, True, 0), (False, False, 1), (True, True, 1)])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_operations_are_those_pytorch_counts(rows, frozen):
-    "Its counter leaves a CPU's attention out."
+def test_operations_are_those_pytorch_counts(rows, frozen, cached, lora):
+    "Its counter leaves a CPU's attention out, and counts the additions of LoRA, which we do not."
     config, model = VLMConfig.tiny(), VisionLanguageModel(VLMConfig.tiny())
-    parameter_groups(model, TrainConfig(lr_vision=0.0 if frozen else 1e-3)) # freezes
+    if lora: add_lora(model, lora)
+    parameter_groups(model, TrainConfig(lr_vision=0.0 if frozen else 1e-3, lora=lora)) # freezes
+    pixels = torch.randn(rows, 3, 64, 64)
+    if cached: pixels = model.vision_model(pixels).detach()
     batch = training_batch(SMALL, rows, length=60, labelled=5)
     ids = batch["input_ids"] % 400 + 10
     ids[:, 4:20] = config.image_token_id
-    with FlopCounterMode(display=False) as counter: model(ids, torch.randn(rows, 3, 64, 64), labels=torch.where(batch["labels"] < 0, -100, ids)).backward()
-    work = training_work(config, rows, rows, 60, 5, frozen)
-    assert sum(n for part, n in work.items() if part != "attention") == pytest.approx(counter.get_total_flops(), rel=0.002)
+    with FlopCounterMode(display=False) as counter: model(ids, pixels, labels=torch.where(batch["labels"] < 0, -100, ids)).backward()
+    work = training_work(config, rows, rows, 60, 5, frozen, cached, lora > 0)
+    assert sum(n for part, n in work.items() if part != "attention") == pytest.approx(counter.get_total_flops(), rel=0.06 if lora else 0.002)
 
 def test_attention_is_counted_twice_over(): # scores and sums, forward once and back twice
     work = training_work(VLMConfig.tiny(), squares=1, rows=1, tokens=10, labelled=1)
     v, t = VLMConfig.tiny().vision_config, VLMConfig.tiny().text_config
     assert work["attention"] == 3 * 2 * 2 * (v.grid**4 * v.hidden_size * v.num_hidden_layers + 10 * 10 * t.hidden_size * t.num_hidden_layers)
 
-@pytest.mark.parametrize("options", [dict(), dict(checkpointing=True), dict(freeze_vision=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(), dict(checkpointing=True), dict(freeze_vision=True), dict(freeze_vision=True, cache_features=True, lora=4)], ids=str)
 def test_memory_is_what_a_step_holds(options):
     plan = Plan(SMALL, "cpu", rows=8, tokens=177, labelled=12, **options)
     model = VisionLanguageModel(SMALL)
-    config = TrainConfig(optimizer="adamw", checkpointing=plan.checkpointing, lr_vision=0.0 if plan.freeze_vision else 1e-3)
+    config = TrainConfig(optimizer="adamw", checkpointing=plan.checkpointing, lr_vision=0.0 if plan.freeze_vision else 1e-3, lora=plan.lora, shift=0, cache_features=plan.cache_features)
+    if plan.lora: add_lora(model, plan.lora)
     groups = parameter_groups(model, config)
     speed_up(model, config)
-    model(**training_batch(SMALL, 1)).backward()
-    with LiveBytes(model) as counted: model(**training_batch(SMALL, 8)).backward()
+    def batch(rows):
+        made = training_batch(SMALL, rows) | dict(attention_mask=torch.ones(rows, 1, 177, 177).bool().tril())
+        return made | (dict(pixel_values=model.vision_model(made["pixel_values"]).detach()) if plan.cache_features else {})
+    model(**batch(1)).backward()
+    eight = batch(8)
+    with LiveBytes(model) as counted: model(**eight).backward()
     parts = plan.memory()
     assert parts["weights"] == 4 * sum(p.numel() for p in model.parameters())
     assert parts["gradients"] == parts["optimizer"] / 2 == 4 * sum(p.numel() for g in groups["adamw"] for p in g["params"])
