@@ -28,7 +28,7 @@ def cache_features(examples: Examples, # rows made ready; changed in place
     v, p, dtype = model.config.vision_config, next(model.vision_model.parameters()), dtype or torch.float32
     size, memory = len(examples) * v.grid**2 * v.hidden_size * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     if size > 0.8 * memory: raise ValueError(f"the features of {len(examples):,} rows take {size / 1e9:.1f} GB or more, and this machine has {memory / 1e9:.1f} GB: leave cache_features out, or take fewer rows")
-    examples.cache = True
+    examples.cache = True # from now on, an example is made once, and what we change in it stays
     for start in tqdm(range(0, len(examples), batch_size), "looking at every image once", disable=not progress):
         some = [e for i in range(start, min(start + batch_size, len(examples))) if (e := examples[i]) and len(e["pixel_values"])]
         if not some: continue
@@ -52,7 +52,7 @@ def with_additions(model: nn.Module) -> dict[str, nn.Module]: # name: matrix tha
 # %% ../nbs/reference/frozen.ipynb #e08b4666
 @torch.no_grad()
 def ordinary(model: nn.Module, # VisionLanguageModel, perhaps with additions, perhaps sharded
-             ) -> VisionLanguageModel: # that shares every weight that is neither
+             ) -> VisionLanguageModel: # it shares the weights that are as they were
     "An ordinary model that computes the same. Of a sharded model every process must ask."
     weights = {name.replace(".base_layer", ""): gathered(t) for name, t in model.state_dict().items() if ".lora_" not in name}
     weights |= {f"{name}.weight": gathered(m.base_layer.weight + m.get_delta_weight("default")) for name, m in with_additions(model).items()}
