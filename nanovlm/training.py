@@ -69,7 +69,7 @@ class TrainConfig:
         for name, known in dict(optimizer=("muon", "adamw"), precision=("auto", "fp32", "bf16", "fp16"), tracker=("", "trackio", "wandb", "tensorboard")).items():
             if getattr(self, name) not in known: raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {known}")
         if self.cache_features and (self.lr_vision or self.shift): raise ValueError(f"cache_features is for a frozen vision encoder and images that stay as they are, but lr_vision is {self.lr_vision} and shift is {self.shift}: set both to 0")
-        if self.lora and not self.lr_text: raise ValueError(f"lora is {self.lora}, but lr_text is 0, so nothing of the decoder would learn: set one of them")
+        if self.lora and not self.lr_text: raise ValueError(f"lora is {self.lora}, but lr_text is 0, so nothing of the decoder would learn: raise lr_text, or leave lora at 0")
         if self.shard and (self.optimizer, self.precision) not in {("adamw", p) for p in ("auto", "fp32", "bf16")}: raise ValueError(f"shard works with the optimizer adamw and without fp16: optimizer is {self.optimizer!r}, precision {self.precision!r}")
 
 # %% ../nbs/12_training.ipynb #25394d0f
