@@ -354,12 +354,14 @@ class Training:
 
 # %% ../nbs/12_training.ipynb #f1a90831
 @contextlib.contextmanager
-def ordinary_afterwards(model: nn.Module): # VisionLanguageModel
-    "Whatever happens within, the model is an ordinary one afterwards, ready to answer."
+def ordinary_afterwards(model: nn.Module,    # VisionLanguageModel
+                        config: TrainConfig,
+                        ):
+    "Whatever happens within, the model is an ordinary one afterwards, ready to answer. Only a sharded one stays in slices: after an error the other processes would not come to put it together."
     try: yield
     finally:
         speed_up(model.eval(), TrainConfig())
-        merge_lora(model)
+        if not config.shard: merge_lora(model)
 
 def train(model: nn.Module,              # VisionLanguageModel, changed in place
           processor,                     # its Processor
@@ -371,7 +373,7 @@ def train(model: nn.Module,              # VisionLanguageModel, changed in place
     "Train, keep the best checkpoint in `config.output_dir`, and return the history. SIGTERM saves the state and ends early."
     from tqdm.auto import tqdm
     config = config or TrainConfig()
-    with ordinary_afterwards(model), stop_signals() as came, watch_workers():
+    with ordinary_afterwards(model, config), stop_signals() as came, watch_workers():
         run = Training(model, processor, rows, config, valid_rows)
         bar = tqdm(range(run.done, config.steps), initial=run.done, total=config.steps, disable=not config.progress or run.processes.rank > 0, unit="step", mininterval=0.5)
         model.train()
