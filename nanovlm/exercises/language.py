@@ -6,7 +6,7 @@
 __all__ = ['small_model', 'check_parameters', 'check_continuation', 'check_disguise', 'check_bits_per_byte', 'Rows',
            'check_chunked_loss']
 
-# %% ../../nbs/solutions/language.ipynb #174dae7d
+# %% ../../nbs/solutions/language.ipynb #91c687ce
 import itertools
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..checking import agree
 from ..language import LanguageModel, TextConfig
 
-# %% ../../nbs/solutions/language.ipynb #a44bfd84
+# %% ../../nbs/solutions/language.ipynb #693e7340
 def small_model(vocab_size: int, # tokens V
                 ) -> LanguageModel:
     "A model with random weights, always the same ones; the program's own random numbers are left alone."
@@ -25,7 +25,7 @@ def small_model(vocab_size: int, # tokens V
         torch.manual_seed(0)
         return LanguageModel(TextConfig(vocab_size, 32, 64, 2, 4, 2, tie_word_embeddings=False)).eval()
 
-# %% ../../nbs/solutions/language.ipynb #8653b445
+# %% ../../nbs/solutions/language.ipynb #f419f49f
 def check_parameters(parameters: Callable, # (config) -> number of parameters
                      ) -> str:
     "Exercise 6.1."
@@ -37,8 +37,7 @@ def check_parameters(parameters: Callable, # (config) -> number of parameters
     larger = TextConfig(hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5)
     untied, wide = TextConfig(tie_word_embeddings=False), TextConfig(100, 64, 128, 2, 4, 2, head_dim=32)
     for config in (TextConfig(), larger, untied, wide):
-        with torch.device("meta"): right = sum(p.numel() for p in LanguageModel(config).parameters())
-        agree(parameters(config), right, {
+        agree(parameters(config), total(config), {
             "keys and values have fewer heads than queries": total(config, kv=config.num_attention_heads),
             "the MLP has three matrices, and you counted two": total(config, matrices=2),
             "there are two norms in each block": total(config, norms=1), "one norm stands outside the blocks": total(config, norms=2), "you left out the norms": total(config, norms=0),
@@ -47,7 +46,7 @@ def check_parameters(parameters: Callable, # (config) -> number of parameters
     share = [c.vocab_size * c.hidden_size / total(c) for c in (TextConfig(), larger)]
     return f"Right. SmolLM2-360M has {total(larger):,}, of which {share[1]:.0%} are vocabulary; of the 135M model it was {share[0]:.0%}. Small models pay most for their words."
 
-# %% ../../nbs/solutions/language.ipynb #36fb9c4e
+# %% ../../nbs/solutions/language.ipynb #6084bd20
 def check_continuation(score: Callable, # (model, context, continuation) -> (log-probability, is it greedy)
                        ) -> str:
     "Exercise 6.2."
@@ -74,7 +73,7 @@ def check_continuation(score: Callable, # (model, context, continuation) -> (log
         agree(sum(math.exp(value) for value in yours), 1.0, tolerance=1e-4)
     return "Right. The 64 probabilities add up to 1. A longer answer has more factors below 1, so harnesses also report the score divided by the answer's length."
 
-# %% ../../nbs/solutions/language.ipynb #eb56c6fb
+# %% ../../nbs/solutions/language.ipynb #6e21326b
 def check_disguise(disguise: Callable, # (model) -> None, changes it in place
                    ) -> str:
     "Exercise 6.3."
@@ -91,7 +90,7 @@ def check_disguise(disguise: Callable, # (model) -> None, changes it in place
     assert off < 1e-5, f"some probabilities changed, by up to {off:.2g}: at each position all logits must move by the same number, so each row of the head needs the same addition"
     return f"Right. Logits moved by up to {shift.abs().max().item():.1f}, and no probability changed. So compare log-probabilities, or logits after subtracting their mean."
 
-# %% ../../nbs/solutions/language.ipynb #7db16690
+# %% ../../nbs/solutions/language.ipynb #cc262477
 def check_bits_per_byte(bits_per_byte: Callable, # (model, input_ids, text) -> bits per byte
                         ) -> str:
     "Exercise 6.4."
@@ -100,18 +99,18 @@ def check_bits_per_byte(bits_per_byte: Callable, # (model, input_ids, text) -> b
         ids, size = torch.tensor([[0, *tokens]]), len(text.encode())
         with torch.no_grad(): loss = model(ids, labels=ids).item()
         n, bits = len(tokens), loss / math.log(2)
-        agree(float(bits_per_byte(model, ids.clone(), text)), n * bits / size, {
+        agree(bits_per_byte(model, ids.clone(), text), n * bits / size, {
             "these are natural logarithms; divide by log 2": n * loss / size,
             "you divided by characters; ü has two bytes, and 東 three": n * bits / len(text),
             "the loss is the mean over one token less than the row holds": (n + 1) * bits / size,
             "this is a token's share: multiply by the number of graded tokens": bits / size,
-            "these are bits per token": bits, "these are bits of the whole text: divide by its bytes": n * bits})
+            "these are bits per token": bits, "this is the loss itself: a mean over tokens, in natural logarithms": loss, "these are bits of the whole text: divide by its bytes": n * bits})
     with torch.no_grad(): model.lm_head.weight.zero_() # clueless: all 256 bytes alike
     every = torch.tensor([[0, *text.encode()]])
-    agree(float(bits_per_byte(model, every, text)), 8.0, tolerance=1e-4)
+    agree(bits_per_byte(model, every, text), 8.0, tolerance=1e-4)
     return f"Right. A clueless reader of bytes has a loss of {math.log(256):.1f} and 8 bits per byte. With 49,152 tokens of 4 bytes each its loss is {math.log(49152):.1f}, twice as much, and {math.log2(49152) / 4:.1f} bits per byte, half as much."
 
-# %% ../../nbs/solutions/language.ipynb #8512318b
+# %% ../../nbs/solutions/language.ipynb #0b5d4508
 class Rows(TorchDispatchMode):
     "Notes the most rows of width V that any operation made while it was on."
     def __init__(self, V: int): # width of a row of logits
@@ -124,7 +123,7 @@ class Rows(TorchDispatchMode):
             if isinstance(t, Tensor) and t.dim() and t.shape[-1] == self.V: self.most = max(self.most, t.numel() // self.V)
         return outputs
 
-# %% ../../nbs/solutions/language.ipynb #d0497919
+# %% ../../nbs/solutions/language.ipynb #c9331c61
 def check_chunked_loss(chunked_loss: Callable, # (hidden, weight, targets, chunk) -> mean loss
                        ) -> str:
     "Exercise 6.5."
