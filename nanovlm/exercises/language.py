@@ -6,7 +6,7 @@
 __all__ = ['small_model', 'check_parameters', 'check_continuation', 'check_disguise', 'check_bits_per_byte', 'Rows',
            'check_chunked_loss']
 
-# %% ../../nbs/solutions/language.ipynb #91c687ce
+# %% ../../nbs/solutions/language.ipynb #60d7ceda
 import itertools
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..checking import agree
 from ..language import LanguageModel, TextConfig
 
-# %% ../../nbs/solutions/language.ipynb #693e7340
+# %% ../../nbs/solutions/language.ipynb #005b1440
 def small_model(vocab_size: int, # tokens V
                 ) -> LanguageModel:
     "A model with random weights, always the same ones; the program's own random numbers are left alone."
@@ -25,7 +25,7 @@ def small_model(vocab_size: int, # tokens V
         torch.manual_seed(0)
         return LanguageModel(TextConfig(vocab_size, 32, 64, 2, 4, 2, tie_word_embeddings=False)).eval()
 
-# %% ../../nbs/solutions/language.ipynb #f419f49f
+# %% ../../nbs/solutions/language.ipynb #2b6d8cd3
 def check_parameters(parameters: Callable, # (config) -> number of parameters
                      ) -> str:
     "Exercise 6.1."
@@ -40,13 +40,13 @@ def check_parameters(parameters: Callable, # (config) -> number of parameters
         agree(parameters(config), total(config), {
             "keys and values have fewer heads than queries": total(config, kv=config.num_attention_heads),
             "the MLP has three matrices, and you counted two": total(config, matrices=2),
-            "there are two norms in each block": total(config, norms=1), "one norm stands outside the blocks": total(config, norms=2), "you left out the norms": total(config, norms=0),
+            "there are two norms in each block": total(config) - config.num_hidden_layers * config.hidden_size, "one norm stands outside the blocks": total(config, norms=2), "you left out the norms": total(config, norms=0),
             "this head is tied: it is the embedding table, counted once" if config.tie_word_embeddings else "this head is not tied: it is a second matrix": total(config, tables=2 if config.tie_word_embeddings else 1),
             "a head's width need not be D/nh: take config.head_dim": total(config, hd=config.hidden_size // config.num_attention_heads)})
     share = [c.vocab_size * c.hidden_size / total(c) for c in (TextConfig(), larger)]
     return f"Right. SmolLM2-360M has {total(larger):,}, of which {share[1]:.0%} are vocabulary; of the 135M model it was {share[0]:.0%}. Small models pay most for their words."
 
-# %% ../../nbs/solutions/language.ipynb #6084bd20
+# %% ../../nbs/solutions/language.ipynb #a5397470
 def check_continuation(score: Callable, # (model, context, continuation) -> (log-probability, is it greedy)
                        ) -> str:
     "Exercise 6.2."
@@ -73,7 +73,7 @@ def check_continuation(score: Callable, # (model, context, continuation) -> (log
         agree(sum(math.exp(value) for value in yours), 1.0, tolerance=1e-4)
     return "Right. The 64 probabilities add up to 1. A longer answer has more factors below 1, so harnesses also report the score divided by the answer's length."
 
-# %% ../../nbs/solutions/language.ipynb #6e21326b
+# %% ../../nbs/solutions/language.ipynb #f3813aa6
 def check_disguise(disguise: Callable, # (model) -> None, changes it in place
                    ) -> str:
     "Exercise 6.3."
@@ -90,7 +90,7 @@ def check_disguise(disguise: Callable, # (model) -> None, changes it in place
     assert off < 1e-5, f"some probabilities changed, by up to {off:.2g}: at each position all logits must move by the same number, so each row of the head needs the same addition"
     return f"Right. Logits moved by up to {shift.abs().max().item():.1f}, and no probability changed. So compare log-probabilities, or logits after subtracting their mean."
 
-# %% ../../nbs/solutions/language.ipynb #cc262477
+# %% ../../nbs/solutions/language.ipynb #bb258265
 def check_bits_per_byte(bits_per_byte: Callable, # (model, input_ids, text) -> bits per byte
                         ) -> str:
     "Exercise 6.4."
@@ -110,7 +110,7 @@ def check_bits_per_byte(bits_per_byte: Callable, # (model, input_ids, text) -> b
     agree(bits_per_byte(model, every, text), 8.0, tolerance=1e-4)
     return f"Right. A clueless reader of bytes has a loss of {math.log(256):.1f} and 8 bits per byte. With 49,152 tokens of 4 bytes each its loss is {math.log(49152):.1f}, twice as much, and {math.log2(49152) / 4:.1f} bits per byte, half as much."
 
-# %% ../../nbs/solutions/language.ipynb #0b5d4508
+# %% ../../nbs/solutions/language.ipynb #134a343f
 class Rows(TorchDispatchMode):
     "Notes the most rows of width V that any operation made while it was on."
     def __init__(self, V: int): # width of a row of logits
@@ -123,7 +123,7 @@ class Rows(TorchDispatchMode):
             if isinstance(t, Tensor) and t.dim() and t.shape[-1] == self.V: self.most = max(self.most, t.numel() // self.V)
         return outputs
 
-# %% ../../nbs/solutions/language.ipynb #c9331c61
+# %% ../../nbs/solutions/language.ipynb #c3bd85d1
 def check_chunked_loss(chunked_loss: Callable, # (hidden, weight, targets, chunk) -> mean loss
                        ) -> str:
     "Exercise 6.5."
