@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_layer', 'check_drift', 'check_layer_test', 'check_nobody', 'check_window', 'stream', 'check_streamed']
 
-# %% ../../nbs/solutions/attention.ipynb #e4328f1b
+# %% ../../nbs/solutions/attention.ipynb #9336f262
 import weakref
 from collections.abc import Callable, Iterator
 import torch
@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ..attention import MultiHeadAttention, attention_weights
 from ..checking import agree, catches
 
-# %% ../../nbs/solutions/attention.ipynb #208eec89
+# %% ../../nbs/solutions/attention.ipynb #ed8b2844
 def check_layer(head_dim: int,   # width of a head
                 weights: int,    # attention weights of one layer for one image, all heads
                 parameters: int, # of q_proj, k_proj, v_proj and out_proj
@@ -33,7 +33,7 @@ def check_layer(head_dim: int,   # width of a head
         "heads are slices of the same matrices: they cost no parameters of their own": 4 * (D * D + D) * nh})
     return f"Right. In float32 the weights would take {nh * N * N * 4 / 2**20:.0f} MiB, more than the {4 * (D * D + D) * 4 / 2**20:.0f} MiB of parameters that make them."
 
-# %% ../../nbs/solutions/attention.ipynb #58f01d5e
+# %% ../../nbs/solutions/attention.ipynb #8e373d32
 def check_drift(drift: Callable, # (layer, x) -> {name of a parameter: largest change of the output}
                 ) -> str:
     "Exercise 2.2."
@@ -56,7 +56,7 @@ def check_drift(drift: Callable, # (layer, x) -> {name of a parameter: largest c
     for name, p in layer.named_parameters(): assert torch.equal(p, kept[name]), f"the values are right, but the layer is not as it was: {name} has changed"
     return "Right. k_proj.bias does nothing: it adds the same to all scores of a query, and softmax only sees differences."
 
-# %% ../../nbs/solutions/attention.ipynb #2b4f213d
+# %% ../../nbs/solutions/attention.ipynb #370c3ea4
 def check_layer_test(test: Callable, # takes a layer (B, N, 16) -> (B, N, 16), and raises an AssertionError if it is wrong
                      ) -> str:
     "Exercise 2.3."
@@ -77,7 +77,7 @@ def check_layer_test(test: Callable, # takes a layer (B, N, 16) -> (B, N, 16), a
             except AssertionError as error: raise AssertionError(str(error).replace("the wrong code", name)) from error
     return "Right. The last bug is what nn.MultiheadAttention does to (B, N, D) unless it is made with batch_first=True."
 
-# %% ../../nbs/solutions/attention.ipynb #9afa5f21
+# %% ../../nbs/solutions/attention.ipynb #68138cf0
 def check_nobody(safe_weights: Callable, # (q, k, mask) -> weights
                  ) -> str:
     "Exercise 2.4."
@@ -99,7 +99,7 @@ def check_nobody(safe_weights: Callable, # (q, k, mask) -> weights
     assert not q.grad[0, 3].any() and q.grad[0, 2].any(), "a query that looks at nobody should get gradient 0, and the others one that is not 0"
     return "Right. F.scaled_dot_product_attention gives such a query zeros, too."
 
-# %% ../../nbs/solutions/attention.ipynb #574c3358
+# %% ../../nbs/solutions/attention.ipynb #0a1632c6
 def check_window(window_mask: Callable, # (grid, window) -> boolean mask
                  ) -> str:
     "Exercise 2.5."
@@ -116,7 +116,7 @@ def check_window(window_mask: Callable, # (grid, window) -> boolean mask
             "height and width are swapped: patch i stands in row i // w": torch.tensor([[(i // h // window, i % h // window) == (j // h // window, j % h // window) for j in range(h * w)] for i in range(h * w)])})
     return f"Right. Of the pairs of a 64 × 64 grid, windows of 8 × 8 keep one in {(64 // 8) ** 2}."
 
-# %% ../../nbs/solutions/attention.ipynb #9e85505c
+# %% ../../nbs/solutions/attention.ipynb #2c822d8d
 def stream(k: Tensor, # (S, hd) keys
            v: Tensor, # (S, hd) values
            size: int, # keys in a block

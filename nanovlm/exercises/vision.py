@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_parameters', 'check_test_image', 'check_earlier', 'check_folded', 'check_crossing', 'check_pooled']
 
-# %% ../../nbs/solutions/vision.ipynb #6c750902
+# %% ../../nbs/solutions/vision.ipynb #9d254ab1
 import types
 from collections.abc import Callable
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from ..checking import agree
 from ..vision import MLP, VisionConfig, VisionModel, preprocess
 
-# %% ../../nbs/solutions/vision.ipynb #20489f6d
+# %% ../../nbs/solutions/vision.ipynb #28eb6632
 def check_parameters(parameters: Callable, # (config) -> number of parameters
                      ) -> str:
     "Exercise 3.1."
@@ -35,7 +35,7 @@ def check_parameters(parameters: Callable, # (config) -> number of parameters
         "384 / 14 is 27.4: the last, broken patch has no position": off_by(lambda c: ((-(-c.image_size // c.patch_size)) ** 2 - c.grid ** 2) * c.hidden_size)}, tolerance=0.5)
     return f"Right. So the vision half of a VLM weighs {right[0] / 1e6:.0f}, {right[1] / 1e6:.0f} or {right[2] / 1e6:.0f} million parameters; in bfloat16, two bytes each."
 
-# %% ../../nbs/solutions/vision.ipynb #ee753a33
+# %% ../../nbs/solutions/vision.ipynb #fc9b6818
 def check_test_image(image, # a PIL image, 2 × 2 pixels
                      ) -> str:
     "Exercise 3.2."
@@ -52,7 +52,7 @@ def check_test_image(image, # a PIL image, 2 × 2 pixels
     assert not unseen, f"on this image you do not notice that {'; nor that '.join(unseen)}"
     return "Right. Keep such an image among your tests: its right numbers fit on one line."
 
-# %% ../../nbs/solutions/vision.ipynb #5a73d3c1
+# %% ../../nbs/solutions/vision.ipynb #8531104e
 def check_earlier(features: Callable, # (model, pixel_values, layer) -> patch vectors
                   ) -> str:
     "Exercise 3.3."
@@ -69,7 +69,7 @@ def check_earlier(features: Callable, # (model, pixel_values, layer) -> patch ve
         agree(len(model.encoder["layers"]), 4, {"the right result, but the model has lost a block": 3, "the right result, but the model has lost blocks": 2})
     return "Right. With -2 the last block is computed for nothing, so a server can leave it out of memory."
 
-# %% ../../nbs/solutions/vision.ipynb #b89e25b6
+# %% ../../nbs/solutions/vision.ipynb #41c1f601
 def check_folded(fold: Callable, # (weight, bias, mean, std) -> weight and bias
                  ) -> str:
     "Exercise 3.4."
@@ -80,7 +80,7 @@ def check_folded(fold: Callable, # (weight, bias, mean, std) -> weight and bias
     m, s = mean[:, None, None], std[:, None, None]
     def run(weight, bias, x=pixels): return F.conv2d(x, weight, bias, stride=4)
     result = fold(weight.clone(), bias.clone(), mean, std)
-    assert isinstance(result, tuple) and len(result) == 2, "return two tensors, weight and bias"
+    assert isinstance(result, (tuple, list)) and len(result) == 2, "return two tensors, weight and bias"
     agree(run(*result), run(weight, bias, (pixels / 255 - m) / s), {
         "pixels now go up to 255, and the weights do not know it": run(weight / s, bias - (weight * m / s).sum((1, 2, 3))),
         "the bias is as it was, but the mean has to go somewhere": run(weight / s / 255, bias),
@@ -91,7 +91,7 @@ def check_folded(fold: Callable, # (weight, bias, mean, std) -> weight and bias
         "mean and std of the channels are averaged; each channel has its own": run(weight / std.mean() / 255, bias - (weight * mean.mean() / std.mean()).sum((1, 2, 3)))}, tolerance=1e-3)
     return "Right. Exported models do this: bytes go in, and nobody can forget the range. It works because this convolution has no padding: a border of zeros would be black instead of grey."
 
-# %% ../../nbs/solutions/vision.ipynb #ee33a603
+# %% ../../nbs/solutions/vision.ipynb #18f6a267
 def check_crossing(share_at_224: float, # of scores and mixing, in the multiplications of a block of SigLIP-B; 0 to 1
                    side: int,           # first multiple of 16 pixels at which that share is over a half
                    ) -> str:
@@ -111,7 +111,7 @@ def check_crossing(share_at_224: float, # of scores and mixing, in the multiplic
         "that is a number of patches; its root is a number along a side, times 16 pixels": 6 * D}, tolerance=0.5)
     return "Right. Below a thousand pixels or so, an encoder's work grows with the number of patches. N² matters for memory first, and for time only in large images."
 
-# %% ../../nbs/solutions/vision.ipynb #3a3beedc
+# %% ../../nbs/solutions/vision.ipynb #4b3d4b57
 def check_pooled(pooled: Callable, # (head, x, num_heads) -> one vector an image
                  ) -> str:
     "Exercise 3.6."
