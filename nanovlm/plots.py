@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGE', 'PROJECTOR', 'TEXT', 'LOSS', 'WIDTH', 'STAGES', 'pipeline', 'finish', 'to_pixels', 'images', 'grid',
            'matrices', 'PlainLog', 'plain_ticks', 'lines', 'overlay', 'tokens', 'bars', 'regions', 'strips',
-           'token_flow', 'loss_curve', 'answers', 'arrows', 'LiveLoss', 'masks', 'intervals']
+           'token_flow', 'turned_pair', 'folding', 'packed', 'slide', 'loss_curve', 'answers', 'arrows', 'LiveLoss',
+           'masks', 'intervals']
 
 # %% ../nbs/reference/plots.ipynb #7894cb1e
 import math, textwrap
@@ -65,10 +66,11 @@ def images(images: list[Tensor],    # each (3, H, W)
 def grid(image: Tensor,          # (3, H, W)
          patch_size: int,        # side of a patch, in pixels
          label: bool=False,      # write each patch's number into it
+         title: str="",          # above it
          ):                      # -> figure
     "A picture cut along its patch borders."
     (_, H, W), P = image.shape, patch_size
-    fig, ax = plt.subplots(figsize=(4, 4 * H / W))
+    fig, ax = plt.subplots(figsize=(4, 4 * H / W + 0.3 * bool(title)))
     ax.imshow(to_pixels(image), extent=(0, W, H, 0))
     for x in range(0, W + 1, P): ax.axvline(x, color="white", lw=0.8)
     for y in range(0, H + 1, P): ax.axhline(y, color="white", lw=0.8)
@@ -76,6 +78,7 @@ def grid(image: Tensor,          # (3, H, W)
         for n in range(H // P * (W // P)):
             ax.text(n % (W // P) * P + P / 2, n // (W // P) * P + P / 2, n, ha="center", va="center", fontsize=8, color="white",
                     bbox=dict(boxstyle="round,pad=0.15", fc="black", alpha=0.5, lw=0))
+    if title: ax.set_title(title, fontsize=9)
     ax.axis("off")
     return finish(fig)
 
@@ -224,6 +227,8 @@ def strips(rows: dict[str, list[Tensor]], # name: small pictures (3, h, w), from
 def token_flow(pieces: list[str],      # the text of each token
                colors: list[str],      # of each box
                legend: dict[str, str]={}, # what a colour means: colour
+               at: int=None,           # the token that is read now gets a frame, and those after the next one are pale
+               title: str="",          # above it
                ):                      # -> figure
     "Text as coloured boxes, one a token, that wrap like words on a page. A line break shows as ⏎, a space as ·."
     shown = [p.replace("\n", "⏎").replace(" ", "·") for p in pieces]
@@ -233,15 +238,103 @@ def token_flow(pieces: list[str],      # the text of each token
         places.append((x, y))
         x += len(text) + 1.1
     fig, ax = plt.subplots(figsize=(WIDTH, 0.27 * (y + 1 + bool(legend)) + 0.1))
-    for (x, y), text, color in zip(places, shown, colors):
-        ax.add_patch(Rectangle((x, y), len(text) + 0.9, 0.8, fc=color, lw=0))
+    for n, ((x, y), text, color) in enumerate(zip(places, shown, colors)):
+        ax.add_patch(Rectangle((x, y), len(text) + 0.9, 0.8, fc=color, ec="black", lw=2 if n == at else 0, alpha=0.3 if at is not None and n > at + 1 else 1))
         ax.text(x + len(text) / 2 + 0.45, y + 0.4, text, ha="center", va="center", fontsize=8, family="monospace", color="white")
     for i, (name, color) in enumerate(legend.items()):
         ax.add_patch(Rectangle((i * columns / 4, y + 1.3), 1.6, 0.5, fc=color, lw=0))
         ax.text(i * columns / 4 + 2.2, y + 1.55, name, va="center", fontsize=8)
+    if title: ax.set_title(title, fontsize=9, loc="left")
     ax.set(xlim=(0, columns), ylim=(y + 1 + bool(legend), -0.1))
     ax.axis("off")
     return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #edacc193
+def turned_pair(speed: float,    # of the pair, in radians a position
+                key_at: int,     # position of the key
+                distance: int,   # positions from the key on to the query
+                longest: int=40, # distance that the curve goes to
+                ):               # -> figure
+    "A key and a query of two numbers, both the arrow (1, 0) before they are turned, and their score at each distance."
+    fig, (circle, curve) = plt.subplots(1, 2, figsize=(WIDTH, 2.5), width_ratios=(1, 2))
+    circle.add_patch(plt.Circle((0, 0), 1, fill=False, ec="#dddddd"))
+    for name, position, color, dash in (("key", key_at, TEXT, "--"), ("query", key_at + distance, IMAGE, "-")):
+        tip = math.cos(speed * position), math.sin(speed * position)
+        circle.annotate("", tip, (0, 0), arrowprops=dict(arrowstyle="->", color=color, ls=dash, lw=2, shrinkA=0, shrinkB=0))
+        circle.plot([], [], dash, color=color, lw=2, label=f"{name} at {position}")
+    angle = speed * (key_at + distance * torch.linspace(0, 1, 500))
+    radius = 0.15 + 0.015 * (angle - speed * key_at) # a spiral shows how often the query came round
+    circle.plot(radius * angle.cos(), radius * angle.sin(), color="black", lw=1)
+    circle.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False, fontsize=8)
+    circle.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+    circle.axis("off")
+    curve.plot(torch.linspace(0, longest, 1000), (torch.linspace(0, longest, 1000) * speed).cos(), color=IMAGE)
+    curve.plot(distance, math.cos(speed * distance), "o", color="black")
+    curve.set(xlabel="distance", ylabel="score", ylim=(-1.15, 1.15))
+    curve.grid(alpha=0.3)
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #42e39fc3
+def folding(pieces: list[Tensor], # each (3, h, w): the patches of a square picture, in the order in which tokens hold them
+            numbers: list[int],   # the number of each patch in the picture, row by row
+            size: int,            # patches in a token
+            moved: int,           # patches that have left the picture; those of one token fly together
+            ):                    # -> figure
+    "Patches on their way from the picture on the left to their tokens on the right, sixteen in a row. Tokens have orange frames."
+    fig, ax = plt.subplots(figsize=(WIDTH, 2.3))
+    side = math.isqrt(len(pieces))
+    for n, (piece, number) in enumerate(zip(pieces, numbers)):
+        start, end = (number % side, number // side), (side + 1.5 + n % 16 + n % 16 // size * 0.2, n // 16 * side / 4 + side / 8 - 0.5)
+        share = min(max(moved / size - n // size, 0), 1) # of the way
+        x, y = (a + share * (b - a) for a, b in zip(start, end))
+        ax.add_patch(Rectangle(start, 1, 1, fill=False, ec="#dddddd", lw=0.5))
+        ax.imshow(to_pixels(piece), extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03), zorder=3 if 0 < share < 1 else 2)
+        if n % min(size, 16) == 0: ax.add_patch(Rectangle(end, min(size, 16), 1, fill=False, ec=PROJECTOR, lw=1.5, zorder=2.5))
+    ax.set(xlim=(-0.2, side + 20.7), ylim=(side + 0.2, -0.2), aspect="equal")
+    ax.axis("off")
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #403f8831
+def packed(allowed: Tensor,   # (T, T) boolean: may the row's token look at the column's?
+           positions: Tensor, # (T,) position of each token
+           colors: list[str], # of each token, as the one looked at
+           ):                 # -> figure
+    "The mask of a row that holds several samples, as in `masks`, and below it the position of each token."
+    fig, (mask, line) = plt.subplots(2, 1, figsize=(4, 4.9), height_ratios=(4, 1), sharex=True)
+    mask.imshow(torch.where(allowed[..., None], torch.tensor([to_rgb(c) for c in colors]), torch.tensor(to_rgb("#eeeff1"))), aspect="auto")
+    mask.set(ylabel="looking")
+    line.scatter(range(len(positions)), positions, s=3, color=colors)
+    line.set(xlabel="looked at", ylabel="position", ylim=(-5, None))
+    for ax in (mask, line): ax.spines[["top", "right"]].set_visible(False)
+    return finish(fig)
+
+# %% ../nbs/reference/plots.ipynb #dcb96474
+def slide(draw,       # (one value a slider, by name) -> figure; its defaults are where the sliders start, or else at the first value
+          **controls, # name: (lowest, highest) whole number, or a list of choices
+          ):          # -> widget
+    "Sliders over a figure that is drawn anew with every move, by mouse or by arrow keys. What goes wrong in `draw` is shown below it."
+    import inspect, io, traceback
+    from html import escape
+    import ipywidgets
+    def slider(name, values):
+        default = inspect.signature(draw).parameters[name].default
+        start = values[0] if default is inspect.Parameter.empty else default
+        look = dict(value=start, description=name.replace("_", " "), style=dict(description_width="9em"), layout=dict(width="95%", max_width="40em"))
+        if isinstance(values, tuple): return ipywidgets.IntSlider(min=values[0], max=values[1], **look)
+        return ipywidgets.SelectionSlider(options=values, **look)
+    def png():
+        before, file = set(plt.get_fignums()), io.BytesIO()
+        try: draw(**{name: s.value for name, s in sliders.items()}).savefig(file, format="png", dpi=100)
+        finally:
+            for number in set(plt.get_fignums()) - before: plt.close(number) # also when draw failed halfway
+        return file.getvalue()
+    def redraw(change):
+        try: picture.value, trouble.value = png(), ""
+        except Exception: trouble.value = f"<pre>{escape(traceback.format_exc())}</pre>"
+    sliders = {name: slider(name, values) for name, values in controls.items()}
+    picture, trouble = ipywidgets.Image(value=png(), layout=dict(max_width="100%", align_self="flex-start")), ipywidgets.HTML()
+    for s in sliders.values(): s.observe(redraw, "value")
+    return ipywidgets.VBox([*sliders.values(), picture, trouble])
 
 # %% ../nbs/reference/plots.ipynb #a8627948
 def loss_curve(history: list[dict], # from `train`
