@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_row_end', 'check_borders', 'check_like_lengths', 'check_twins', 'check_token_weights', 'check_unimax']
 
-# %% ../../nbs/solutions/data.ipynb #090e271e
+# %% ../../nbs/solutions/data.ipynb #0b28e425
 from collections import defaultdict
 from collections.abc import Callable
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from ..checking import agree
 from ..images import load_image
 
-# %% ../../nbs/solutions/data.ipynb #4e5f192b
+# %% ../../nbs/solutions/data.ipynb #283a0edf
 def check_row_end(tokens: int,  # in the shared row
                   highest: int, # position in it, from 0
                   visible: int, # tokens that the last one may look at, itself included
@@ -25,7 +25,7 @@ def check_row_end(tokens: int,  # in the shared row
     agree(visible, 35, {"the other questions are hidden from it": 71, "it sees the head, too": 11, "it sees itself, too": 34, "it sees the answer's first token and itself, too": 33})
     return "Right. A row may be longer than the positions that the model knows: what counts is the head and the longest question."
 
-# %% ../../nbs/solutions/data.ipynb #5cb67971
+# %% ../../nbs/solutions/data.ipynb #741a6f97
 def check_borders(borders: Callable, # (T,) positions -> (samples + 1,) int32
                   ) -> str:
     "Exercise 11.2."
@@ -43,7 +43,7 @@ def check_borders(borders: Callable, # (T,) positions -> (samples + 1,) int32
         agree((number[:, None] == number) & torch.ones(len(number), len(number)).bool().tril(), batch["attention_mask"][0, 0])
     return "Right. No T × T mask is needed. But a shared prefix cannot be said in this way: there positions jump back to the end of the head, not to 0."
 
-# %% ../../nbs/solutions/data.ipynb #a60e2fa4
+# %% ../../nbs/solutions/data.ipynb #5244353c
 def check_like_lengths(in_order: float,       # share of padding, rows in the data's order
                        all_sorted: float,     # all of them sorted by length
                        windows_sorted: float, # sorted within windows of 256 rows
@@ -66,7 +66,7 @@ def check_like_lengths(in_order: float,       # share of padding, rows in the da
     agree(windows_sorted, found[2][0], found[2][1] | {"these are batches that are sorted inside: that moves no row into another batch": found[0][0]}, tolerance=1e-4)
     return f"Right: {found[0][0]:.0%} padding in order, {found[1][0]:.1%} sorted, {found[2][0]:.1%} with windows. Most of the gain needs a little sorting only, and batches stay mixed."
 
-# %% ../../nbs/solutions/data.ipynb #4cf6e06d
+# %% ../../nbs/solutions/data.ipynb #4d3f6fe0
 def check_twins(one: bytes,   # an image file
                 other: bytes, # another
                 ) -> str:
@@ -79,21 +79,22 @@ def check_twins(one: bytes,   # an image file
     assert (a != a[0, 0]).any(), "the picture has one colour: take one that shows something"
     return "Right. So compare decoded pixels, not files. In easy-VQA no test image is among the training images, by bytes or by pixels."
 
-# %% ../../nbs/solutions/data.ipynb #b59483fb
+# %% ../../nbs/solutions/data.ipynb #9c4d1511
 def check_token_weights(row_weights: Callable, # (shares, tokens) -> weights
                         ) -> str:
     "Exercise 11.5."
     scaled = lambda values: [v / sum(values) for v in values]
     for shares, tokens in (([0.5, 0.5], [2, 40]), ([0.2, 0.5, 0.3], [3, 50, 200]), ([0.7, 0.1, 0.1, 0.1], [8, 2, 120, 30])):
         ratio, product = [s / t for s, t in zip(shares, tokens)], [s * t for s, t in zip(shares, tokens)]
-        agree([*row_weights([*shares], [*tokens])], scaled(ratio), {
+        yours = row_weights([*shares], [*tokens])
+        agree(yours if yours is None or yours is ... else [*yours], scaled(ratio), {
             "these are shares of the rows, so long answers take nearly all of the loss": shares,
             "multiplied where you should divide: a row with many tokens must be drawn less often": scaled(product),
             "right in proportion, but the sum must be 1": ratio,
             "that gives every subset the same share of tokens; use the shares that are wanted": scaled([1 / t for t in tokens])})
     return "Right. Drawn one row for one, captions of 40 tokens get 95 % of the loss, and answers of 2 tokens get 5 %."
 
-# %% ../../nbs/solutions/data.ipynb #406a2830
+# %% ../../nbs/solutions/data.ipynb #989c6529
 def check_unimax(unimax: Callable, # (sizes, budget, epochs) -> rows to draw from each
                  ) -> str:
     "Exercise 11.6."
@@ -107,8 +108,7 @@ def check_unimax(unimax: Callable, # (sizes, budget, epochs) -> rows to draw fro
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         right = share(sizes, budget, epochs, order)
         yours = unimax([*sizes], budget, epochs)
-        if yours is not None and yours is not ...: yours = [*yours]
-        agree(yours, right, {
+        agree(yours if yours is None or yours is ... else [*yours], right, {
             "the amounts are right, but stand in order of size; give them in the order of `sizes`": [right[i] for i in order],
             "what a small subset leaves is lost: share it among the larger ones": share(sizes, budget, epochs, order, spread=False),
             "the subsets are served in the given order: then what a small one leaves cannot go to those before it": share(sizes, budget, epochs, range(len(sizes))),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_tiny_steps', 'check_wsd', 'check_early_clipping', 'check_blind_floor', 'check_stochastic']
 
-# %% ../../nbs/solutions/training.ipynb #a8e3fd63
+# %% ../../nbs/solutions/training.ipynb #3803fd4d
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..checking import agree
 
-# %% ../../nbs/solutions/training.ipynb #1d237172
+# %% ../../nbs/solutions/training.ipynb #9a6ef530
 def check_tiny_steps(in_float32: float,  # 1.0 after 500 steps of −0.001
                      in_bfloat16: float, # the same, rounded to bfloat16 after each step
                      ) -> str:
@@ -23,14 +23,15 @@ def check_tiny_steps(in_float32: float,  # 1.0 after 500 steps of −0.001
                              "each step is rounded to the nearest number, which is not 0.996 but 1": 1 - 500 * 2**-8}, tolerance=1e-3)
     return "Right: 0.999 is nearer to 1 than to 0.996, every time. So mixed precision keeps the weights in float32; only products run in bfloat16."
 
-# %% ../../nbs/solutions/training.ipynb #658d4891
+# %% ../../nbs/solutions/training.ipynb #e1f49c3d
 def check_wsd(wsd: Callable, # (step, steps, warmup, decay) -> share of the peak
               ) -> str:
     "Exercise 12.2."
     for steps, warmup, decay in ((10, 2, 4), (100, 5, 20), (57, 10, 11)):
         line = lambda share: [share(step) for step in range(steps)]
         right = line(lambda step: min(1, (step + 1) / warmup, (steps - step) / decay))
-        agree([wsd(step, steps, warmup, decay) for step in range(steps)], right, {
+        yours = line(lambda step: wsd(step, steps, warmup, decay))
+        agree(None if None in yours else yours, right, {
             "the first step has a rate of 0, so it is wasted": line(lambda step: min(1, step / warmup, (steps - step) / decay)),
             "the last step has a rate of 0, so it is wasted: count the steps that are left with this one included": line(lambda step: min(1, (step + 1) / warmup, (steps - 1 - step) / decay)),
             "it falls from the end of the warm-up on: there is no stable part": line(lambda step: min(1, (step + 1) / warmup, (steps - step) / (steps - warmup))),
@@ -40,7 +41,7 @@ def check_wsd(wsd: Callable, # (step, steps, warmup, decay) -> share of the peak
     agree([wsd(step, 300, 5, 20) for step in range(80)], [wsd(step, 100, 5, 20) for step in range(80)])
     return "Right. A run of 300 steps and one of 100 are the same up to step 80: you may decide on the way how long it shall be."
 
-# %% ../../nbs/solutions/training.ipynb #993ac391
+# %% ../../nbs/solutions/training.ipynb #d9e053e3
 def check_early_clipping(first: Tensor,  # gradient of the first batch, one number for each weight
                          second: Tensor, # of the second, for the same weights
                          ) -> str:
@@ -57,7 +58,7 @@ def check_early_clipping(first: Tensor,  # gradient of the first batch, one numb
     assert cosine < -1e-6, f"the two steps do not point against each other: the cosine of the angle between them is {cosine:.2f}. The second gradient must win against the shortened first one, and lose against the whole"
     return f"Right: the cosine between the two steps is {cosine:.2f}. Each clipping shortens all that came before, so the last batch has the most say."
 
-# %% ../../nbs/solutions/training.ipynb #02c34fac
+# %% ../../nbs/solutions/training.ipynb #e9f47c56
 def check_blind_floor(blind_floor: float, # loss per labelled token, over all training questions of easy-VQA
                       ) -> str:
     "Exercise 12.4."
@@ -79,7 +80,7 @@ def check_blind_floor(blind_floor: float, # loss per labelled token, over all tr
         "that is the logarithm of his accuracy; his loss is the mean logarithm of what he gives to the right answer": -math.log(likeliest) / 2}, tolerance=1e-4)
     return f"Right: {nats / 2:.3f}. A model whose loss stays above it may be blind; one that gets below it on new images has looked."
 
-# %% ../../nbs/solutions/training.ipynb #e9083f62
+# %% ../../nbs/solutions/training.ipynb #d325b3d0
 def check_stochastic(stochastic_round: Callable, # (float32 tensor, generator) -> bfloat16 tensor
                      ) -> str:
     "Exercise 12.5."
