@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_tiny_steps', 'check_wsd', 'check_early_clipping', 'check_blind_floor', 'check_stochastic']
 
-# %% ../../nbs/solutions/training.ipynb #3803fd4d
+# %% ../../nbs/solutions/training.ipynb #b49460be
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..checking import agree
 
-# %% ../../nbs/solutions/training.ipynb #9a6ef530
+# %% ../../nbs/solutions/training.ipynb #1eefad58
 def check_tiny_steps(in_float32: float,  # 1.0 after 500 steps of −0.001
                      in_bfloat16: float, # the same, rounded to bfloat16 after each step
                      ) -> str:
@@ -23,7 +23,7 @@ def check_tiny_steps(in_float32: float,  # 1.0 after 500 steps of −0.001
                              "each step is rounded to the nearest number, which is not 0.996 but 1": 1 - 500 * 2**-8}, tolerance=1e-3)
     return "Right: 0.999 is nearer to 1 than to 0.996, every time. So mixed precision keeps the weights in float32; only products run in bfloat16."
 
-# %% ../../nbs/solutions/training.ipynb #e1f49c3d
+# %% ../../nbs/solutions/training.ipynb #153330ab
 def check_wsd(wsd: Callable, # (step, steps, warmup, decay) -> share of the peak
               ) -> str:
     "Exercise 12.2."
@@ -41,7 +41,7 @@ def check_wsd(wsd: Callable, # (step, steps, warmup, decay) -> share of the peak
     agree([wsd(step, 300, 5, 20) for step in range(80)], [wsd(step, 100, 5, 20) for step in range(80)])
     return "Right. A run of 300 steps and one of 100 are the same up to step 80: you may decide on the way how long it shall be."
 
-# %% ../../nbs/solutions/training.ipynb #d9e053e3
+# %% ../../nbs/solutions/training.ipynb #5277002c
 def check_early_clipping(first: Tensor,  # gradient of the first batch, one number for each weight
                          second: Tensor, # of the second, for the same weights
                          ) -> str:
@@ -58,7 +58,7 @@ def check_early_clipping(first: Tensor,  # gradient of the first batch, one numb
     assert cosine < -1e-6, f"the two steps do not point against each other: the cosine of the angle between them is {cosine:.2f}. The second gradient must win against the shortened first one, and lose against the whole"
     return f"Right: the cosine between the two steps is {cosine:.2f}. Each clipping shortens all that came before, so the last batch has the most say."
 
-# %% ../../nbs/solutions/training.ipynb #e9f47c56
+# %% ../../nbs/solutions/training.ipynb #c439be1a
 def check_blind_floor(blind_floor: float, # loss per labelled token, over all training questions of easy-VQA
                       ) -> str:
     "Exercise 12.4."
@@ -78,9 +78,9 @@ def check_blind_floor(blind_floor: float, # loss per labelled token, over all tr
         "he knows how often each answer is right to this very question, not only how often it is right at all": entropy(Counter(answers)) / N / 2,
         "every wording counts as often as it was asked: add up over questions, not over wordings": sum(entropy(counts) / counts.total() for counts in by_question.values()) / len(by_question) / 2,
         "that is the logarithm of his accuracy; his loss is the mean logarithm of what he gives to the right answer": -math.log(likeliest) / 2}, tolerance=1e-4)
-    return f"Right: {nats / 2:.3f}. A model whose loss stays above it may be blind; one that gets below it on new images has looked."
+    return f"Right: {nats / 2:.3f}. A model whose loss stays above it may be blind; one that gets clearly below it on new images has looked."
 
-# %% ../../nbs/solutions/training.ipynb #d325b3d0
+# %% ../../nbs/solutions/training.ipynb #fd759055
 def check_stochastic(stochastic_round: Callable, # (float32 tensor, generator) -> bfloat16 tensor
                      ) -> str:
     "Exercise 12.5."
