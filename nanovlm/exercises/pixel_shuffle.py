@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_place', 'check_pooling', 'check_needed', 'check_unseen', 'check_block_order']
 
-# %% ../../nbs/solutions/pixel_shuffle.ipynb #38ef7a89
+# %% ../../nbs/solutions/pixel_shuffle.ipynb #87ee2d6e
 from collections.abc import Callable
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..checking import agree
 from ..connector import Connector, pixel_shuffle
 from ..patches import patchify
 
-# %% ../../nbs/solutions/pixel_shuffle.ipynb #f582d2fc
+# %% ../../nbs/solutions/pixel_shuffle.ipynb #30a280e9
 def check_place(token: int,   # where patch 745 of a 32 × 32 grid arrives, with r = 4
                 channel: int, # where it begins in that token, with D = 768
                 ) -> str:
@@ -30,7 +30,7 @@ def check_place(token: int,   # where patch 745 of a 32 × 32 grid arrives, with
         "that is where the next patch begins: places are counted from 0": 14 * 768})
     return "Right. In Idefics3's format, channels 9,984 to 10,751 of token 42 are this patch, in every image."
 
-# %% ../../nbs/solutions/pixel_shuffle.ipynb #84265b37
+# %% ../../nbs/solutions/pixel_shuffle.ipynb #85797ae6
 def check_pooling(pooling_weight: Callable, # (weight, r) -> weight of a Connector
                   ) -> str:
     "Exercise 8.2."
@@ -43,7 +43,7 @@ def check_pooling(pooling_weight: Callable, # (weight, r) -> weight of a Connect
             "this repeats each channel r² times in a row, as in PyTorch's order; a token holds one whole patch after another": weight.repeat_interleave(r * r, 1) / r**2})
     return "Right. So the connector contains averaging, and can learn to treat the patches of a square differently. The price is a matrix r² times as wide."
 
-# %% ../../nbs/solutions/pixel_shuffle.ipynb #e0a37bb4
+# %% ../../nbs/solutions/pixel_shuffle.ipynb #af1af865
 def check_needed(squares: int, # numbers that keep 90 % of the variance, for tokens that are squares
                  strips: int,  # the same for strips
                  ) -> str:
@@ -65,13 +65,13 @@ def check_needed(squares: int, # numbers that keep 90 % of the variance, for tok
             "you have the two the wrong way round": needed(strip if tokens is square else square)})
     return f"Right. Of 768 numbers, {squares} are enough for squares, and strips need {strips}: what lies close together is alike, and so can be said in fewer numbers."
 
-# %% ../../nbs/solutions/pixel_shuffle.ipynb #0b6b6e18
+# %% ../../nbs/solutions/pixel_shuffle.ipynb #c8ca435e
 def check_unseen(unseen: Callable, # (connector, N) -> a change of the patch vectors
                  ) -> str:
     "Exercise 8.4."
     generator = torch.Generator().manual_seed(0)
     for D, width, r, N in ((12, 20, 2, 36), (8, 24, 3, 81)):
-        connector = Connector(D, width, r)
+        with torch.random.fork_rng(devices=[]): connector = Connector(D, width, r) # leaves the caller's random numbers as they are
         weight, x = torch.randn(width, D * r * r, generator=generator) / D, torch.randn(1, N, D, generator=generator)
         with torch.no_grad(): connector.modality_projection["proj"].weight.copy_(weight)
         change = unseen(connector, N)
@@ -85,7 +85,7 @@ def check_unseen(unseen: Callable, # (connector, N) -> a change of the patch vec
         assert seen < 1e-3, f"the connector sees it: its output changes by up to {seen:.2g}"
     return f"Right. SigLIP-B folded with r = 2 has 3,072 numbers a token, and 576 are left: {3072 - 576:,} directions that the language model cannot see."
 
-# %% ../../nbs/solutions/pixel_shuffle.ipynb #587b6815
+# %% ../../nbs/solutions/pixel_shuffle.ipynb #e610c13d
 def check_block_order(block_order: Callable, # (grid, r) -> patch numbers, block by block
                       ) -> str:
     "Exercise 8.5."
