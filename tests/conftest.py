@@ -2,7 +2,7 @@
 import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "agg"}
 
-import subprocess, sys
+import re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import torch
@@ -10,6 +10,33 @@ from nanovlm.data import easy_vqa
 from nanovlm.demo import tiny_model
 
 REPO = Path(__file__).parent.parent
+NOTEBOOKS = sorted((REPO / "nbs").rglob("*.ipynb"))
+CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+
+def tool(name): return os.path.join(os.path.dirname(sys.executable), name)
+
+def run(command, **kwargs):
+    "A command that must succeed; gives what it printed."
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, **kwargs)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory):
+    "What git would commit, somewhere else."
+    folder = tmp_path_factory.mktemp("copy")
+    for name in run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO).splitlines():
+        if not (REPO / name).exists(): continue # deleted, not yet committed
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, folder / name, follow_symlinks=False)
+    return folder
+
+@pytest.fixture(scope="session")
+def site(copy):
+    "The folder of the rendered pages."
+    if shutil.which("quarto"): pytest.skip("Quarto's own build is GitHub's business")
+    run(["make", "-o", ".venv/dev", "site", f"BIN={os.path.dirname(sys.executable)}"], cwd=copy)
+    return copy / "_docs"
 
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)

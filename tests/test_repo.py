@@ -2,13 +2,11 @@
 import ast, configparser, json, re, subprocess, sys
 from pathlib import Path
 import pytest
-from conftest import REPO
+from conftest import CHAPTERS, NOTEBOOKS, REPO
 
 settings = configparser.ConfigParser(delimiters=["="])
 settings.read(REPO / "settings.ini", encoding="utf-8")
 S = settings["DEFAULT"]
-NOTEBOOKS = sorted((REPO / "nbs").rglob("*.ipynb"))
-CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
 MODEL = "patches attention vision rope kv_cache language generation connector model".split()
 
 def cells(path): return json.loads(path.read_text())["cells"]
