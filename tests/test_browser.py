@@ -1,0 +1,164 @@
+"Every page of the site, and the playground in JupyterLab, in a real browser."
+import functools, html, http.server, json, os, re, shutil, socket, subprocess, sys, threading, time, urllib.request
+from importlib.metadata import distribution
+from pathlib import Path
+import pytest
+from playwright.sync_api import sync_playwright
+from conftest import NOTEBOOKS, REPO, tool
+
+PAGES = [p.relative_to(REPO / "nbs").with_suffix(".html").as_posix() for p in NOTEBOOKS]
+BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert path, "no Chromium or Chrome on the PATH: install one (apt-get install chromium)"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+@pytest.fixture(scope="module")
+def address(site):
+    "The site, served on this machine."
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+def offline(route):
+    "What pages load from elsewhere: KaTeX (here from a PyPI package, without its style), the themes' fonts, and Colab's badge. Anything else fails."
+    url = route.request.url
+    if url.startswith(("http://127.0.0.1", "data:")): return route.continue_()
+    if "/katex" in url:
+        name = url.rsplit("/", 1)[1]
+        file = distribution("sphinxcontrib-katex").locate_file(f"sphinxcontrib/{name}")
+        return route.fulfill(path=file) if Path(file).exists() else route.fulfill(body="", content_type="text/css")
+    if "fonts.googleapis" in url: return route.fulfill(body="", content_type="text/css") # the themes' fonts; a system font takes their place
+    if "colab-badge" in url: return route.fulfill(body=BADGE, content_type="image/svg+xml")
+    route.abort()
+
+@pytest.fixture
+def page(chromium):
+    "A new page, and all that went wrong on it."
+    context = chromium.new_context(viewport=dict(width=1280, height=900))
+    page, context_errors = context.new_page(), []
+    page.errors = context_errors
+    page.route("**/*", offline)
+    page.on("console", lambda m: m.type == "error" and context_errors.append(m.text))
+    page.on("pageerror", lambda e: context_errors.append(str(e)))
+    page.on("requestfailed", lambda r: context_errors.append(f"{r.url}: {r.failure}"))
+    page.on("response", lambda r: r.status >= 400 and context_errors.append(f"{r.url}: {r.status}"))
+    yield page
+    context.close()
+
+def markdown(name):
+    notebook = json.loads((REPO / "nbs" / name).with_suffix(".ipynb").read_text())
+    return "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
+
+def has_math(text): return re.search(r"(?<![\\$`\w])\$[^$\s][^$\n]*\$|\$\$", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole_and_fits_a_phone(page, address, site, name):
+    page.goto(address + name, wait_until="load")
+    page.wait_for_timeout(200)
+    assert not page.errors
+    assert (site / name).stat().st_size <= 1.5e6, "the page is larger than 1.5 MB"
+    images = page.eval_on_selector_all("main img", "all => all.map(i => [i.naturalWidth, i.alt, i.src.slice(0, 60)])")
+    assert all(width > 0 and alt.strip() for width, alt, _ in images), [i for i in images if not i[0] or not i[1].strip()]
+    code = page.locator("main pre.sourceCode")
+    if code.count(): assert page.locator("main pre.sourceCode code span[class]").count() > code.count(), "code is not highlighted"
+    if has_math(markdown(name)): assert page.locator("main .katex").count() and not page.locator(".katex-error").count(), "math is not rendered"
+    text = page.inner_text("main")
+    assert "<details>" not in text and "```" not in text and ":::" not in text, "something was not rendered"
+    if not name.startswith("reference/") and name != "index.html": assert page.locator(f'main a[href$="/nbs/{name[:-5]}.ipynb"] img[src*="colab-badge"]').count() == 1, "no badge to open it in Colab"
+    page.set_viewport_size(dict(width=375, height=800)) # a phone
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 375, f"{width} pixels wide: " + str(page.evaluate("[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 376).map(e => e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 60)).slice(0, 5)"))
+
+def test_links_lead_somewhere(site):
+    text = {p.relative_to(site).as_posix(): p.read_text() for p in site.rglob("*.html")}
+    ids = {name: set(map(html.unescape, re.findall(r'\bid="([^"]*)"', t))) | {""} for name, t in text.items()}
+    broken = set()
+    for name, t in text.items():
+        for target in map(html.unescape, re.findall(r'<a\b[^>]*?\bhref="([^"]*)"', t)):
+            if re.match(r"[a-z]+:", target): continue
+            path, _, anchor = target.partition("#")
+            file = (site / name).parent.joinpath(path).resolve() if path else site / name
+            if file.is_dir(): file = file / "index.html"
+            key = file.relative_to(site.resolve()).as_posix() if file.exists() else None
+            if key is None or key in ids and anchor not in ids[key]: broken.add((name, target))
+    assert not broken
+
+def test_search_finds_rope(page, address):
+    page.goto(address + "index.html", wait_until="load")
+    box = page.locator("#quarto-search input, #quarto-search button").first
+    box.click()
+    page.keyboard.type("RoPE")
+    page.get_by_role("link", name=re.compile("Rotary")).or_(page.locator("[role=option]", has_text="Rotary")).first.wait_for(timeout=10_000)
+    assert not page.errors
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(page, address, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(address + "04_rope.html", wait_until="load")
+    def brightness(): return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) / 3
+    before = brightness()
+    assert (before > 128) == (scheme == "light")
+    page.locator(".quarto-color-scheme-toggle").first.click()
+    page.wait_for_timeout(300)
+    assert (brightness() > 128) != (before > 128), "the switch changes nothing"
+
+def test_landing_page_shows_a_card_when_shared(page, address):
+    page.goto(address + "index.html")
+    image = page.get_attribute('meta[property="og:image"]', "content")
+    assert image and page.get_attribute('meta[name="twitter:card"]', "content") == "summary_large_image"
+    assert (REPO / "nbs" / image[image.index("images/"):]).exists()
+
+@pytest.fixture(scope="module")
+def lab(copy, tmp_path_factory):
+    "JupyterLab on the notebooks, with a model that has learnt for a moment. Gives its address."
+    from nanovlm.scenes import scene_model
+    scene_model(str(copy / "nbs/runs/scenes"), steps=30)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("jupyter")
+    environment = os.environ | dict(PYTHONPATH=str(copy), JUPYTER_CONFIG_DIR=str(home), JUPYTER_DATA_DIR=str(home / "data"), JUPYTERLAB_SETTINGS_DIR=str(home), JUPYTERLAB_WORKSPACES_DIR=str(home))
+    process = subprocess.Popen([tool("jupyter"), "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--allow-root", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"], cwd=copy / "nbs", env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(120):
+        assert process.poll() is None, process.stdout.read()
+        try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5); break
+        except OSError: time.sleep(0.5)
+    yield f"http://127.0.0.1:{port}/lab/tree/"
+    process.terminate()
+    process.wait()
+
+def test_playground_in_jupyterlab(page, lab, tmp_path):
+    page.goto(lab + "18_playground.ipynb", wait_until="load")
+    page.get_by_role("menuitem", name="Run", exact=True).click(timeout=60_000)
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    app = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.get_by_role("button", name="ask", exact=True)).last
+    question = app.locator(".widget-text input")
+    question.wait_for(timeout=180_000)
+    page.wait_for_function("() => !document.querySelector('.jp-InputPrompt')?.textContent.includes('[*]')", timeout=180_000)
+    question.scroll_into_view_if_needed()
+    question.fill("what color is the square?")
+    app.get_by_role("button", name="ask", exact=True).click()
+    app.locator("p[aria-live]").wait_for(timeout=60_000)
+    overlay = app.locator("img.widget-image").nth(1)
+    overlay.wait_for(timeout=60_000)
+    assert overlay.evaluate("i => i.naturalWidth") > 0
+    before = overlay.get_attribute("src")
+    app.locator(".widget-toggle-buttons button").nth(1).click() # another token of the answer
+    page.wait_for_function("([image, before]) => image.src != before", arg=[overlay.element_handle(), before], timeout=30_000)
+    question.fill("")
+    question.press("Enter") # the keyboard asks, too; and what goes wrong is said in the app
+    app.locator("p[role=alert]").wait_for(timeout=60_000)
+    assert "the question is empty" in app.inner_text()
+    page.screenshot(path=os.environ.get("NANOVLM_SCREENSHOT", str(tmp_path / "playground.png")))
