@@ -46,12 +46,12 @@ class Playground:
         self.top_p = slider(widgets.FloatSlider, "top-p", 0.05, 1.0, 1.0, step=0.05)
         self.send = widgets.Button(description="ask", button_style="primary")
         self.picture, self.overlay = (widgets.Image(format="png", layout=widgets.Layout(width="320px", max_width="100%")) for _ in range(2))
-        self.answer, self.error = widgets.HTML(), widgets.HTML()
+        self.answer, self.error, self.share = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.token = widgets.ToggleButtons(description="look of", options=[], style=label)
         self.layer = slider(widgets.IntSlider, "layer", 0, len(model.text_model.layers) - 1, len(model.text_model.layers) // 2)
         ways = widgets.Tab([self.choice, self.upload, widgets.VBox([self.shape, self.color, self.left, self.top, self.side, widgets.HBox([self.add, self.clear])])])
         for n, name in enumerate(("choose", "upload", "draw")): ways.set_title(n, name)
-        self.looks = widgets.VBox([self.token, self.layer, self.overlay], layout=widgets.Layout(display="none"))
+        self.looks = widgets.VBox([self.token, self.layer, self.share, self.overlay], layout=widgets.Layout(display="none"))
         self.app = widgets.VBox([ways, self.picture, self.question, self.temperature, self.top_p, self.send, self.error, self.answer, self.looks])
 
         for widget, event in ((self.choice, self.choose), (self.upload, self.receive), (self.token, self.show_look), (self.layer, self.show_look)): widget.observe(self.guarded(event), "value")
@@ -77,7 +77,7 @@ class Playground:
     def png(self, picture) -> bytes: # PIL image, or matplotlib figure
         "A picture in the form that a browser takes."
         data = io.BytesIO()
-        picture.save(data, "png") if isinstance(picture, Image.Image) else picture.savefig(data, format="png", dpi=110)
+        picture.save(data, "png") if isinstance(picture, Image.Image) else picture.savefig(data, format="png", dpi=110, bbox_inches="tight")
         return data.getvalue()
 
     def choose(self): self.show(self.images[self.choice.value])
@@ -113,4 +113,5 @@ class Playground:
     def show_look(self):
         if self.maps is None or self.token.value is None: return
         look = self.maps[self.layer.value, self.token.value]
-        self.overlay.value = self.png(plots.overlay(preprocess(self.image, 320), [look], [f"{look.sum():.0%} of the attention goes to the image"]))
+        self.share.value = f"{look.sum():.0%} of the attention goes to the image"
+        self.overlay.value = self.png(plots.overlay(preprocess(self.image, 320), [look]))

@@ -141,19 +141,20 @@ def lab(copy, tmp_path_factory):
 
 def test_playground_in_jupyterlab(page, lab, tmp_path):
     page.goto(lab + "18_playground.ipynb", wait_until="load")
-    page.get_by_role("menuitem", name="Run", exact=True).click(timeout=60_000)
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=120_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All( Cells)?$")).click()
     app = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.get_by_role("button", name="ask", exact=True)).last
     question = app.locator(".widget-text input")
     question.wait_for(timeout=180_000)
-    page.wait_for_function("() => !document.querySelector('.jp-InputPrompt')?.textContent.includes('[*]')", timeout=180_000)
+    page.get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=180_000)
     question.scroll_into_view_if_needed()
     question.fill("what color is the square?")
     app.get_by_role("button", name="ask", exact=True).click()
     app.locator("p[aria-live]").wait_for(timeout=60_000)
     overlay = app.locator("img.widget-image").nth(1)
     overlay.wait_for(timeout=60_000)
-    assert overlay.evaluate("i => i.naturalWidth") > 0
+    page.wait_for_function("image => image.naturalWidth > 0", arg=overlay.element_handle(), timeout=30_000)
     before = overlay.get_attribute("src")
     app.locator(".widget-toggle-buttons button").nth(1).click() # another token of the answer
     page.wait_for_function("([image, before]) => image.src != before", arg=[overlay.element_handle(), before], timeout=30_000)
