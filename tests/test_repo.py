@@ -13,11 +13,14 @@ def cells(path): return json.loads(path.read_text())["cells"]
 def prose(path): return "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
 def text(path): return "\n".join("".join(c["source"]) for c in cells(path))
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+READ = [p for p in NOTEBOOKS if p.parent.name != "reference" and p.name != "index.ipynb"] # chapters, capstone, solutions, labs
+EXPORTED = r"#\s*\|\s*exports?\b"
+
+@pytest.mark.parametrize("path", READ, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_badge_and_setup_cell_say_what_settings_say(path):
     source = text(path)
-    place = f"https://colab.research.google.com/github/{S['user']}/{S['repo']}/blob/{S['branch']}/nbs/{path.name}"
-    assert place in source
+    place = f"https://colab.research.google.com/github/{S['user']}/{S['repo']}/blob/{S['branch']}/nbs/{path.relative_to(REPO / 'nbs')}"
+    assert "".join(cells(path)[1]["source"]).startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({place})"), "the badge stands in the second cell: nbdev drops what follows the title in the first"
     assert source.count(f'%pip install -q "{S["lib_name"]}[course] @ git+{S["git_url"]}"') == 1
 
 def test_every_address_of_ours_is_the_one_in_settings():
@@ -45,10 +48,36 @@ def test_readme_links_every_chapter():
 def test_links_between_notebooks_lead_somewhere(path):
     for target in re.findall(r"\]\(((?!https?:|#)[^)#]+)", prose(path)): assert (path.parent / target).exists(), target
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_figures_have_alternative_text(path):
     for c in cells(path):
-        if any("image/png" in o.get("data", {}) for o in c.get("outputs", [])): assert "#| fig-alt:" in "".join(c["source"]), "".join(c["source"])
+        if any("image/png" in o.get("data", {}) for o in c.get("outputs", [])):
+            alt = re.search(r'^#\| fig-alt: "(.+)"$', "".join(c["source"]), re.M) # in quotes: a colon in it would make another thing of it
+            assert alt and len(alt[1]) > 20, "".join(c["source"])
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_first_cell_is_title_and_promise_alone(path):
+    "nbdev makes them the head of a page, and drops whatever else the cell holds."
+    assert re.fullmatch(r"# .+\n\n> .+", "".join(cells(path)[0]["source"]))
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_exported_symbols_are_documented_and_used(path):
+    "A docstring, and a comment on the line of every parameter and field. Used means: by its notebook; on a page of the reference, by any notebook."
+    code = ["".join(c["source"]) for c in cells(path) if c["cell_type"] == "code"]
+    pool = "\n".join(code) if path.parent.name != "reference" else "\n".join("".join(c["source"]) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code")
+    for source in code:
+        if not re.match(EXPORTED, source): continue
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+            assert ast.get_docstring(node), node.name
+            assert len(re.findall(rf"\b{node.name}\b", pool)) > 1, f"{node.name} is used nowhere"
+            inner = node.body if isinstance(node, ast.ClassDef) else [node]
+            for part in inner:
+                if isinstance(part, ast.AnnAssign): assert "#" in lines[part.lineno - 1], f"{node.name}.{part.target.id}"
+                if not isinstance(part, ast.FunctionDef) or part is not node and part.name.startswith("_") and part.name != "__init__": continue
+                for a in part.args.args + part.args.kwonlyargs:
+                    if a.arg not in ("self", "cls"): assert "#" in lines[a.lineno - 1] or "#" in lines[a.end_lineno - 1], f"{node.name}.{part.name}: {a.arg}"
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_import_cells_hold_imports_alone(path):
