@@ -1,5 +1,5 @@
 "Every page of the site, and the playground in JupyterLab, in a real browser."
-import functools, html, http.server, json, os, re, shutil, socket, subprocess, sys, threading, time, urllib.request
+import functools, html, http.server, json, os, re, shutil, signal, socket, subprocess, sys, threading, time, urllib.request
 from importlib.metadata import distribution
 from pathlib import Path
 import pytest
@@ -121,26 +121,36 @@ def test_landing_page_shows_a_card_when_shared(page, address):
 
 @pytest.fixture(scope="module")
 def lab(copy, tmp_path_factory):
-    "JupyterLab on the notebooks, with a model that has learnt for a moment. Gives its address."
+    "`make lab`, with a model in runs/scenes that has learnt for a moment. Gives its address, and the page that it opened in a browser (here a script that keeps it)."
     from nanovlm.scenes import scene_model
     scene_model(str(copy / "nbs/runs/scenes"), steps=30)
+    home = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("jupyter")
-    environment = os.environ | dict(PYTHONPATH=str(copy), JUPYTER_CONFIG_DIR=str(home), JUPYTER_DATA_DIR=str(home / "data"), JUPYTERLAB_SETTINGS_DIR=str(home), JUPYTERLAB_WORKSPACES_DIR=str(home))
-    process = subprocess.Popen([tool("jupyter"), "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--allow-root", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"], cwd=copy / "nbs", env=environment,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for _ in range(120):
-        assert process.poll() is None, process.stdout.read()
+    (home / "jupyter_server_config.json").write_text(json.dumps({"ServerApp": dict(port=port, port_retries=0, allow_root=True), "IdentityProvider": dict(token=""), "LabApp": dict(news_url=None, check_for_updates_class="jupyterlab.NeverCheckForUpdate")}))
+    keep = home / "keep.sh"
+    keep.write_text(f'#!/bin/sh\ncp "${{1#file://}}" {home}/opened.html\n')
+    keep.chmod(0o755)
+    environment = os.environ | dict(PYTHONPATH=str(copy), BROWSER=f"{keep} %s") | {name: str(home) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+    process = subprocess.Popen(["make", "-o", ".venv/course", "lab", f"BIN={os.path.dirname(sys.executable)}"], cwd=copy, env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, start_new_session=True)
+    for _ in range(240):
+        assert process.poll() is None, (home / "log").read_text()
         try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5); break
         except OSError: time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}/lab/tree/"
-    process.terminate()
+    yield f"http://127.0.0.1:{port}/lab/tree/", home / "opened.html"
+    os.killpg(process.pid, signal.SIGTERM)
     process.wait()
 
+def test_make_lab_opens_the_landing_page(lab):
+    _, opened = lab
+    for _ in range(60):
+        if opened.exists() and opened.read_text(): break
+        time.sleep(0.5)
+    assert "/lab/tree/index.ipynb" in opened.read_text()
+
 def test_playground_in_jupyterlab(page, lab, tmp_path):
-    page.goto(lab + "18_playground.ipynb", wait_until="load")
+    page.goto(lab[0] + "18_playground.ipynb", wait_until="load")
     page.get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All( Cells)?$")).click()
