@@ -28,7 +28,7 @@ def agree(yours: Any, # what your code gave: a tensor, a number, a string, or a 
           ) -> None:
     "An AssertionError unless both are the same; it explains the mistake that gives exactly this answer, or says how far away it is."
     if is_same(yours, right, tolerance): return
-    if yours is None or yours is ...: raise AssertionError("your answer is None or still `...`: fill in the cell, and see that the function returns its result")
+    if any(value is None or value is ... for value in (yours if isinstance(yours, (list, tuple)) else [yours])): raise AssertionError("your answer is None or still `...`: fill in the cell, and see that the function returns its result")
     for explanation, result in (mistakes or {}).items():
         if is_same(yours, result, tolerance): raise AssertionError(explanation)
     if isinstance(yours, torch.Tensor) and isinstance(right, torch.Tensor):

@@ -31,7 +31,7 @@ def check_layer(head_dim: int,   # width of a head
         "that is one projection of four": D * D + D,
         "the fourth projection, out_proj, is missing": 3 * (D * D + D),
         "heads are slices of the same matrices: they cost no parameters of their own": 4 * (D * D + D) * nh})
-    return f"Right. In float32 the weights would take {nh * N * N * 4 / 2**20:.0f} MiB, more than the {4 * (D * D + D) * 4 / 2**20:.0f} MiB of parameters that make them."
+    return f"Right. In float32 the weights would take {nh * N * N * 4 / 2**20:.0f} MiB, more than the layer's parameters, {4 * (D * D + D) * 4 / 2**20:.0f} MiB."
 
 # %% ../../nbs/solutions/attention.ipynb #8e373d32
 def check_drift(drift: Callable, # (layer, x) -> {name of a parameter: largest change of the output}
@@ -52,7 +52,8 @@ def check_drift(drift: Callable, # (layer, x) -> {name of a parameter: largest c
     agree([float(yours[n]) for n in zeros], [d.abs().max().item() for d in alone.values()], {
         "you did not put a parameter back before you took the next: the zeros pile up": [d.abs().max().item() for d in piled_up],
         "take the absolute value first: a change can be negative": [d.max().item() for d in alone.values()],
-        "that is the mean change; the largest was asked for": [d.abs().mean().item() for d in alone.values()]})
+        "that is the mean change; the largest was asked for": [d.abs().mean().item() for d in alone.values()],
+        "that is the length of the whole change; the largest number in it was asked for": [d.norm().item() for d in alone.values()]}, tolerance=1e-4)
     for name, p in layer.named_parameters(): assert torch.equal(p, kept[name]), f"the values are right, but the layer is not as it was: {name} has changed"
     return "Right. k_proj.bias does nothing: it adds the same to all scores of a query, and softmax only sees differences."
 
@@ -107,13 +108,17 @@ def check_window(window_mask: Callable, # (grid, window) -> boolean mask
         h, w = grid
         at = [(i // w, i % w) for i in range(h * w)]
         def pairs(allowed): return torch.tensor([[allowed(a, b) for b in at] for a in at])
-        agree(window_mask(grid, window), pairs(lambda a, b: a[0] // window == b[0] // window and a[1] // window == b[1] // window), {
+        def clash(a): return a[0] // window * (w // window) + a[1] // window # a number for a's window that forgets the one cut short
+        yours = window_mask(grid, window)
+        agree(yours, pairs(lambda a, b: a[0] // window == b[0] // window and a[1] // window == b[1] // window), {
             "True and False are swapped: True means that a patch may look": pairs(lambda a, b: not (a[0] // window == b[0] // window and a[1] // window == b[1] // window)),
             "this cuts the sequence into runs; a window is a square of the grid": pairs(lambda a, b: (a[0] * w + a[1]) // window ** 2 == (b[0] * w + b[1]) // window ** 2),
             "this window slides along with each patch; here the windows are tiles that stay where they are": pairs(lambda a, b: abs(a[0] - b[0]) < window and abs(a[1] - b[1]) < window),
+            "two windows have the same number: a row of the grid has one more of them if the last is cut short": pairs(lambda a, b: clash(a) == clash(b)),
             "only rows are compared: the windows are stripes": pairs(lambda a, b: a[0] // window == b[0] // window),
             "only columns are compared: the windows are stripes": pairs(lambda a, b: a[1] // window == b[1] // window),
             "height and width are swapped: patch i stands in row i // w": torch.tensor([[(i // h // window, i % h // window) == (j // h // window, j % h // window) for j in range(h * w)] for i in range(h * w)])})
+        assert yours.dtype == torch.bool, f"the right places, but as {yours.dtype}: a mask is boolean"
     return f"Right. Of the pairs of a 64 × 64 grid, windows of 8 × 8 keep one in {(64 // 8) ** 2}."
 
 # %% ../../nbs/solutions/attention.ipynb #2c822d8d
@@ -144,7 +149,8 @@ def check_streamed(streamed_attention: Callable, # (q, blocks) -> mixed values
             "the scores are not divided by √hd": (q @ k.T).softmax(-1) @ v,
             "a plain average of the blocks' results: a block with high scores must count for more": each.mean(0),
             "the average of the blocks' results, weighted by their size: it is their scores that count": (each * torch.tensor([len(kb) / 37 for kb, _ in blocks])[:, None, None]).sum(0),
-            "when the largest score grows, what you have summed so far must be rescaled": (each * stale).sum(0) / stale.sum(0)})
+            "when the largest score grows, what you have summed so far must be rescaled": (each * stale).sum(0) / stale.sum(0),
+            "the sum of exponentials is rescaled, but the mixture of values is not": (each * stale).sum(0) / (sums.sum(0) / largest[-1].exp())[:, None]})
     large = streamed_attention(300 * q, stream(k, v, 10))
     assert large.isfinite().all(), "scores in the hundreds overflow: take exponentials of the score minus the largest so far"
     agree(large, attention_weights(300 * q, k) @ v)

@@ -48,13 +48,15 @@ def check_window(window_mask: Callable, # (T, S, window) -> boolean mask (T, S)
     for T, S, window in ((8, 8, 3), (3, 8, 4), (1, 8, 5), (4, 9, 2)):
         far = torch.arange(S - T, S)[:, None] - torch.arange(S) # how far back key j is for query i
         causal, corner = far >= 0, torch.arange(T)[:, None] - torch.arange(S)
-        agree(window_mask(T, S, window), causal & (far < window), {
+        yours = window_mask(T, S, window)
+        agree(yours, causal & (far < window), {
             "the window is one too wide: it counts the token itself": causal & (far <= window),
             "the window is one too narrow: the token itself and window − 1 before it": causal & (far < window - 1),
             "the triangle stands in the top left corner: row i belongs to position S − T + i": (corner >= 0) & (corner < window),
             "the window is open to the future": (far < window) & (far > -window),
             "there is no window: the token looks back to the start": causal,
             "True and False are swapped": ~(causal & (far < window))})
+        assert yours.dtype == torch.bool, f"the right places, but as {yours.dtype}: a mask is boolean"
     reach = torch.linalg.matrix_power(window_mask(16, 16, 3).double(), 4)[-1].nonzero().min().item()
     return f"Right. A layer looks 2 tokens back with a window of 3, and four layers reach {15 - reach}: what a token has taken in, it hands on."
 
@@ -101,6 +103,7 @@ def check_four_bits(quantise: Callable, # (x, bits, dim) -> x, rounded and read 
         agree(quantise(keys.clone(), bits, dim), steps(keys, largest / top), {
             "these are the whole numbers: multiply by the scale again": (keys / largest * top).round(),
             "the largest number is taken with its sign; negative ones can be larger": steps(keys, keys.amax(dim, keepdim=True) / top),
+            "the numbers are cut off; round them to the nearest whole number": (keys / (largest / top)).trunc() * (largest / top),
             "one scale for the whole tensor": steps(keys, keys.abs().max() / top),
             "the scale is shared along the other dimension": steps(keys, keys.abs().amax(-1 - dim, keepdim=True) / top),
             "2**bits steps on either side of 0 need a bit more: the sign takes one": steps(keys, largest / (2 ** bits - 1)),

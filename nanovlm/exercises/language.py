@@ -54,8 +54,9 @@ def check_continuation(score: Callable, # (model, context, continuation) -> (log
     for context in ([3, 1, 4], [5]):
         pairs, n = [list(pair) for pair in itertools.product(range(8), repeat=2)], len(context)
         rows = torch.tensor([context + pair for pair in pairs])
-        with torch.no_grad(): logp = model(rows).log_softmax(-1) # (64, T, V)
-        def taken(start, shift): return logp[:, start - shift:rows.shape[1] - shift].gather(2, rows[:, start:, None])[..., 0] # the tokens from start on, as scored `shift` places earlier
+        with torch.no_grad(): logits = model(rows)                # (64, T, V)
+        logp = logits.log_softmax(-1)
+        def taken(start, shift, scores=logp): return scores[:, start - shift:rows.shape[1] - shift].gather(2, rows[:, start:, None])[..., 0] # the tokens from start on, as scored `shift` places earlier
         greedy = (logp[:, n - 1:-1].argmax(-1) == rows[:, n:]).all(1)
         answers = [score(model, list(context), list(pair)) for pair in pairs]
         assert None not in answers and ... not in answers, "your answer is None or still `...`: return the log-probability and whether it is greedy"
@@ -65,6 +66,8 @@ def check_continuation(score: Callable, # (model, context, continuation) -> (log
             "this is the mean; the logarithms must be added": taken(n, 1).mean(1),
             "the context is scored, too: begin with the first token of the continuation": taken(1, 1).sum(1),
             "the first token of the continuation is not scored: the last token of the context predicts it": taken(n + 1, 1).sum(1),
+            "these are logits: take log_softmax first": taken(n, 1, logits).sum(1),
+            "this is the loss; a log-probability is its negative": -taken(n, 1).sum(1),
             "these are probabilities, not their logarithms": taken(n, 1).sum(1).exp()}, tolerance=1e-4)
         agree([bool(value) for value in said], greedy.tolist(), {
             "none of the 64 continuations is called greedy, and one of them is": [False] * 64, "all 64 continuations are called greedy, and one of them is": [True] * 64,
@@ -104,7 +107,8 @@ def check_bits_per_byte(bits_per_byte: Callable, # (model, input_ids, text) -> b
             "you divided by characters; ü has two bytes, and 東 three": n * bits / len(text),
             "the loss is the mean over one token less than the row holds": (n + 1) * bits / size,
             "this is a token's share: multiply by the number of graded tokens": bits / size,
-            "these are bits per token": bits, "this is the loss itself: a mean over tokens, in natural logarithms": loss, "these are bits of the whole text: divide by its bytes": n * bits})
+            "these are bits per token": bits, "this is the loss itself: a mean over tokens, in natural logarithms": loss, "these are bits of the whole text: divide by its bytes": n * bits,
+            "a probability below 1 has a negative logarithm; its negative is asked for": -n * bits / size})
     with torch.no_grad(): model.lm_head.weight.zero_() # clueless: all 256 bytes alike
     every = torch.tensor([[0, *text.encode()]])
     agree(bits_per_byte(model, every, text), 8.0, tolerance=1e-4)

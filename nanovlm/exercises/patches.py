@@ -17,7 +17,7 @@ def check_counts(tokens: int,  # patches of a colour image of 384 × 512 pixels,
                  numbers: int, # in one of them
                  ) -> str:
     "Exercise 1.1."
-    agree(tokens, 12 * 16, {"these are pixels of a row of patches: divide both sides by 32": 384 * 512 // 32, "12 and 16 patches make a grid: multiply": 12 + 16, "that is 16 × 16 = 256, as if the image were square": 256})
+    agree(tokens, 12 * 16, {"you divided by 32 once; a patch takes 32 rows and 32 columns": 384 * 512 // 32, "12 and 16 patches make a grid: multiply": 12 + 16, "that is 16 × 16 = 256, as if the image were square": 256})
     agree(numbers, 3 * 32 * 32, {"you forgot the three channels": 32 * 32, "that is one side of the patch; it has two": 3 * 32})
     return "Right. The image had 589,824 numbers, and 192 × 3,072 is as many."
 
@@ -42,9 +42,10 @@ def check_blind_spot(images: Tensor,  # (B, C, H, W), no two numbers the same
                      ) -> str:
     "Exercise 1.3."
     assert images.unique().numel() == images.numel(), "some pixels are equal: an image of one colour hides every mistake. Use torch.arange"
+    assert patch_size > 1, "patches of one pixel have nothing inside to reorder: take a patch size larger than 1"
     right = patchify(images, patch_size)
     assert right.shape[1] > 1, "there is only one patch, so there is nothing to reorder between patches; use a taller image"
-    agree(images.reshape(right.shape), right, {"both differ: an image that is several patches wide is cut in the middle of its rows" if images.shape[3] > patch_size else "both differ: with more than one channel, the channels of a patch do not lie side by side in memory": images.reshape(right.shape)})
+    agree(images.reshape(right.shape), right, {"they differ: an image that is several patches wide is cut in the middle of its rows" if images.shape[3] > patch_size else "they differ: with more than one channel, the channels of a patch do not lie side by side in memory": images.reshape(right.shape)})
     return "Right: one channel, one patch wide. So test on more than one channel, on two patches in each direction, and on a batch of two."
 
 # %% ../../nbs/solutions/patches.ipynb #47efa15e
@@ -62,14 +63,16 @@ def check_any_order(to_convolution: Callable, # (weight, channels, patch_size) -
 def check_sincos(sincos_positions: Callable, # (grid, hidden_size) -> table of positions
                  ) -> str:
     "Exercise 1.5."
-    def axis(p, width):
-        angles = torch.outer(p.float(), 10000 ** -(torch.arange(width // 2) / (width // 2)))
-        return torch.cat([angles.sin(), angles.cos()], 1)
+    def angles(p, width): return torch.outer(p.float(), 10000 ** -(torch.arange(width // 2) / (width // 2)))
+    def axis(p, width): return torch.cat([angles(p, width).sin(), angles(p, width).cos()], 1)
+    def alternating(p, width): return torch.stack([angles(p, width).sin(), angles(p, width).cos()], -1).flatten(1)
     h, w, D = 4, 6, 32
     row, column = torch.arange(h * w) // w, torch.arange(h * w) % w
     yours = sincos_positions((h, w), D)
     agree(yours, torch.cat([axis(row, D // 2), axis(column, D // 2)], 1), {
         "the column's half comes first, or the patches run column by column": torch.cat([axis(column, D // 2), axis(row, D // 2)], 1),
+        "sines and cosines alternate; here all sines come first, then all cosines": torch.cat([alternating(row, D // 2), alternating(column, D // 2)], 1),
+        "the cosines come first; here the sines do": torch.cat([axis(row, D // 2).roll(D // 4, 1), axis(column, D // 2).roll(D // 4, 1)], 1),
         "this numbers the patches 0, 1, 2 …: it has one coordinate, and a grid has two": axis(torch.arange(h * w), D)})
     products = yours @ yours.T
     agree(products[0, w + 1], products[w, 2 * w + 1]) # one down and one right, from two places

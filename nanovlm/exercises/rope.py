@@ -20,6 +20,7 @@ def check_turn(radians: float,   # by which pair 16 of a head of 64 numbers turn
     agree(radians, 0.01, {
         "the exponent is -2i/hd, with the 2": 0.1,
         "the exponent is negative: pairs turn ever more slowly": 100,
+        "pairs are counted from 0; that is number 15": 10_000 ** (-30 / 64),
         "that is in degrees": math.degrees(0.01),
         "hd is 64, the whole head; 32 is the number of pairs": 0.0001}, tolerance=5e-5)
     agree(positions, 2 * math.pi / 0.01, {
@@ -73,16 +74,15 @@ def check_base(stretched_base: Callable, # (rope_theta, head_dim, factor) -> the
                ) -> str:
     "Exercise 4.4."
     cases = ((10_000., 64, 4.), (100_000., 64, 2.), (500_000., 128, 8.), (100., 8, 3.))
-    def relative(f): return [float(f(*case)) / case[0] for case in cases]
     assert stretched_base(*cases[0]) is not None and stretched_base(*cases[0]) is not ..., "your answer is None or still `...`: fill in the cell, and see that the function returns its result"
-    agree(relative(stretched_base), relative(lambda theta, hd, f: theta * f ** (hd / (hd - 2))), {
-        "nearly: the slowest pair is number hd/2 - 1, so its exponent is (hd - 2)/hd and not 1": relative(lambda theta, hd, f: theta * f),
-        "a larger θ turns more slowly; yours is smaller": relative(lambda theta, hd, f: theta / f ** (hd / (hd - 2))),
-        "the exponent is upside down": relative(lambda theta, hd, f: theta * f ** ((hd - 2) / hd)),
-        "that is the factor; multiply the old θ by it": relative(lambda theta, hd, f: f ** (hd / (hd - 2)))}, tolerance=1e-3)
-    for theta, hd, factor in cases: # and the property itself
-        speeds = [base ** -((hd - 2) / hd) for base in (theta, stretched_base(theta, hd, factor))]
-        agree(speeds[0] / speeds[1], factor, tolerance=1e-3)
+    for theta, hd, factor in cases:
+        yours, e = float(stretched_base(theta, hd, factor)), (hd - 2) / hd # e: the exponent of the slowest pair
+        agree(yours / theta, factor ** (1 / e), {
+            "nearly: the slowest pair is number hd/2 - 1, so its exponent is (hd - 2)/hd and not 1": factor,
+            "a larger θ turns more slowly; yours is smaller": factor ** (-1 / e),
+            "the exponent is upside down": factor ** e,
+            "that is the factor; multiply the old θ by it": factor ** (1 / e) / theta,
+            f"for θ = {theta:g} and a head of {hd} numbers, your slowest pair turns {max(yours / theta, 0) ** e:.3g} times more slowly, not {factor:g} times": yours / theta}, tolerance=1e-3)
     return "Right. transformers calls it rope_type \"dynamic\", and raises θ with the length of the text."
 
 # %% ../../nbs/solutions/rope.ipynb #4d084ec0

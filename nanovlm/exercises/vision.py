@@ -31,6 +31,7 @@ def check_parameters(parameters: Callable, # (config) -> number of parameters
         "the last layer norm is missing": counts(lambda name: "post_layernorm" not in name),
         "the positions are missing": counts(lambda name: "position" not in name),
         "out_proj is missing: attention has four projections": counts(lambda name: "out_proj" not in name),
+        "each pixel of a patch has num_channels numbers": off_by(lambda c: -(c.num_channels - 1) * c.patch_size ** 2 * c.hidden_size),
         "the MLP is intermediate_size wide, which is not always four times D": off_by(lambda c: c.num_hidden_layers * (4 * c.hidden_size - c.intermediate_size) * (2 * c.hidden_size + 1)),
         "384 / 14 is 27.4: the last, broken patch has no position": off_by(lambda c: ((-(-c.image_size // c.patch_size)) ** 2 - c.grid ** 2) * c.hidden_size)}, tolerance=0.5)
     return f"Right. So the vision half of a VLM weighs {right[0] / 1e6:.0f}, {right[1] / 1e6:.0f} or {right[2] / 1e6:.0f} million parameters; in bfloat16, two bytes each."
@@ -89,7 +90,7 @@ def check_folded(fold: Callable, # (weight, bias, mean, std) -> weight and bias
         "the mean is subtracted after the division by 255, so it is not divided by 255 again": run(weight / s / 255, bias - (weight * m / s).sum((1, 2, 3)) / 255),
         "multiplied by std instead of divided": run(weight * s / 255, bias - (weight * m * s).sum((1, 2, 3))),
         "mean and std of the channels are averaged; each channel has its own": run(weight / std.mean() / 255, bias - (weight * mean.mean() / std.mean()).sum((1, 2, 3)))}, tolerance=1e-3)
-    return "Right. Exported models do this: bytes go in, and nobody can forget the range. It works because this convolution has no padding: a border of zeros would be black instead of grey."
+    return "Right. Some exported models do this: bytes go in, and nobody can forget the range. It works because this convolution has no padding: a border of zeros would be black instead of grey."
 
 # %% ../../nbs/solutions/vision.ipynb #18f6a267
 def check_crossing(share_at_224: float, # of scores and mixing, in the multiplications of a block of SigLIP-B; 0 to 1
@@ -102,13 +103,14 @@ def check_crossing(share_at_224: float, # of scores and mixing, in the multiplic
         "that is scores or mixing alone": N / (12 * D + 2 * N),
         "mixing takes as many multiplications as the scores": N / (12 * D + N),
         "the MLP is missing: it is two thirds of the linear layers' work": 2 * N / (4 * D + 2 * N),
+        "that is in percent; a share lies between 0 and 1": 100 * 2 * N / (12 * D + 2 * N),
         "that is the ratio to the rest; the share is of the whole": 2 * N / (12 * D)}, tolerance=1e-3)
     agree(side, crossing(6 * D), {
         "there scores and mixing are still just below a half": crossing(6 * D) - 16,
         "there they pass the projections; the MLP is missing": crossing(2 * D),
         "there the scores alone pass half; mixing takes as many": crossing(12 * D),
         "that is the number of patches along the side; the side was asked for in pixels": crossing(6 * D) // 16,
-        "that is a number of patches; its root is a number along a side, times 16 pixels": 6 * D}, tolerance=0.5)
+        "that is the number of all patches: its square root is the number along a side, and a patch has 16 pixels": 6 * D}, tolerance=0.5)
     return "Right. Below a thousand pixels or so, an encoder's work grows with the number of patches. N² matters for memory first, and for time only in large images."
 
 # %% ../../nbs/solutions/vision.ipynb #4b3d4b57
