@@ -62,7 +62,7 @@ class GatedMLP(nn.Module):
 # %% ../nbs/06_language.ipynb #4317c0e7
 class DecoderLayer(nn.Module):
     "One pre-norm block: look back, then think, each added to what was there."
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig): # sizes of the decoder
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
         self.self_attn = GroupedQueryAttention(config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -79,7 +79,7 @@ class DecoderLayer(nn.Module):
 # %% ../nbs/06_language.ipynb #2fbb2fd6
 class TextModel(nn.Module):
     "The decoder without its head: token vectors in, contextual vectors out (transformers' LlamaModel)."
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig): # sizes of the decoder
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -111,7 +111,7 @@ class TextModel(nn.Module):
 # %% ../nbs/06_language.ipynb #4fbdb4ed
 class LanguageModel(nn.Module):
     "A causal language model: the decoder and a head that scores every token of the vocabulary (SmolLM2, arXiv:2502.02737)."
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig): # sizes of the decoder
         super().__init__()
         self.text_model = TextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
