@@ -18,7 +18,7 @@ def patchify(images: Tensor,   # (B, C, H, W) pixels
     (B, C, H, W), P = images.shape, patch_size
     if H % P or W % P: raise ValueError(f"a {H} × {W} image cannot be cut into {P} × {P} patches: resize it to multiples of {P}")
     blocks = images.reshape(B, C, H // P, P, W // P, P)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * P * P)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P * (W // P), C * P * P)
 
 # %% ../nbs/01_patches.ipynb #2ec1dd09
 def interpolate_positions(weight: Tensor,        # (N, D) one vector for each cell of a square grid, row by row

@@ -424,7 +424,7 @@ def masks(allowed: list[Tensor],  # each (T, S) boolean: may the row's token loo
         ax.tick_params(length=0, labelsize=8)
         ax.set_xticks(torch.arange(0.5, mask.shape[1] - 1), minor=True)
         ax.set_yticks(torch.arange(0.5, mask.shape[0] - 1), minor=True)
-        ax.grid(which="minor", color="white", lw=1.5 if named else 0.2)
+        if len(labels) <= 100: ax.grid(which="minor", color="white", lw=1.5 if named else 0.2) # more lines would hide the squares
         ax.tick_params(which="minor", length=0)
         ax.spines[:].set_visible(False)
         ax.set(xlabel="looked at", ylabel="looking" if i == 0 else "")

@@ -38,7 +38,8 @@ def check_borders(borders: Callable, # (T,) positions -> (samples + 1,) int32
         yours = borders(positions.clone())
         agree(yours, right, {"the end of the last sample is missing": right[:-1], "the first border is missing: 0": right[1:], "these are lengths; borders are their sums so far": torch.tensor(lengths),
                              "a sample of one token is missed: behind it the position is 0 again, which is no fall": falls, "the last border is where the row ends, one place behind the last token": torch.cat([right[:-1], right[-1:] - 1])})
-        assert yours.dtype == torch.int32, f"the numbers are right, but their type is {yours.dtype}: FlashAttention takes int32"
+        kind = getattr(yours, "dtype", type(yours).__name__)
+        assert kind == torch.int32, f"the numbers are right, but their type is {kind}: FlashAttention takes a tensor of int32"
         number = torch.bucketize(torch.arange(len(positions)), yours[1:].long(), right=True) # of the sample that each token is in
         agree((number[:, None] == number) & torch.ones(len(number), len(number)).bool().tril(), batch["attention_mask"][0, 0])
     return "Right. No T × T mask is needed. But a shared prefix cannot be said in this way: there positions jump back to the end of the head, not to 0."

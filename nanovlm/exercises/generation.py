@@ -56,13 +56,15 @@ def check_min_p(filter_min_p: Callable, # (logits, min_p) -> filtered logits
         yours = filter_min_p(logits.clone(), min_p)
         right = p >= min_p * p.amax(-1, keepdim=True)
         if isinstance(yours, Tensor) and yours.shape == logits.shape and yours.isinf().all(-1).any(): raise AssertionError("nothing is left in some rows: the favourite itself must pass, whatever min_p is" + (" (≥, not >)" if min_p == 1 else ""))
+        lowest = yours.min().item() if isinstance(yours, Tensor) else 0.0
         agree(yours, keep(right), {
             "the threshold is min_p itself: take that fraction of the favourite's probability": keep(p >= min_p),
             "one threshold for the whole batch: each row has a favourite of its own": keep(p >= min_p * p.max()),
             "the fraction is taken of the logits, not of the probabilities": keep(logits >= min_p * logits.amax(-1, keepdim=True)),
             "this is top-p": filter_logits(logits, top_p=min_p),
             "these are probabilities: return the logits of the tokens that stay": p * right,
-            "a token that is out needs −∞: a logit of 0 is a probability": logits * right})
+            "a token that is out needs −∞: a logit of 0 is a probability": logits * right,
+            f"a token that is out needs −∞, not {lowest:.3g}": logits.masked_fill(~right, lowest)})
     tail = -2 * torch.arange(1, 50_001).log()[None] # a few likely tokens, and a long tail
     kept = {t: [rule.isfinite().sum().item() for rule in (filter_logits(tail, t, top_p=0.9), filter_min_p(tail / t, 0.1))] for t in (1, 3)}
     return f"Right. Of 50,000 tokens with a long tail, top-p 0.9 keeps {kept[1][0]} at temperature 1 and {kept[3][0]:,} at temperature 3; min-p 0.1 keeps {kept[1][1]} and {kept[3][1]}."
@@ -96,6 +98,8 @@ def check_waste(waste: Callable, # (lengths, batch_size) -> part of all position
             "this averages the batches' shares: divide once, at the end": sum(1 - sum(batch) / (len(batch) * max(batch)) for batch in batches) / len(batches),
             "this pads all batches to the longest prompt of all: each has a longest of its own": 1 - real / (len(lengths) * max(lengths)),
             "the last batch is smaller, and has fewer rows": 1 - real / sum(size * max(batch) for batch in batches),
+            "prompts are taken in the order given, not sorted by length": 1 - real / sum(len(batch) * max(batch) for batch in (sorted(lengths)[i:i + size] for i in range(0, len(lengths), size))),
+            "this is in percent; a number from 0 to 1 is wanted": 100 * (1 - real / total),
             "the last, smaller batch is missing": 1 - sum(map(sum, whole)) / sum(len(batch) * max(batch) for batch in whole)})
     many = torch.randn(1000, generator=torch.Generator().manual_seed(0)).mul(0.6).exp().mul(40).long().add(8).tolist() # most short, a few long
     return f"Right. Of 1,000 questions in batches of 16, {waste(many, 16):.0%} of the positions are padding in random order and {waste(sorted(many, reverse=True), 16):.0%} if sorted by length."
@@ -112,6 +116,9 @@ def check_contrast(contrast: Callable, # (with_image, without, alpha, beta) -> l
         scores, every = (1 + alpha) * seen - alpha * blind, torch.ones_like(seen).bool()
         yours = contrast(seen.clone(), blind.clone(), alpha, beta)
         assert isinstance(yours, Tensor), "your answer is not a tensor: see that the function returns its result"
+        assert not yours.isnan().any(), "there is NaN in your scores, as −∞ minus −∞ is: subtract first, then put −∞ where a token is out"
+        keep = plausible(seen, beta)
+        p, q = seen.softmax(-1), blind.softmax(-1)
         agree(yours.softmax(-1), odds(scores, plausible(seen, beta)), {
             "no token is ruled out: those that are implausible with the image get −∞": odds(scores, every),
             "which tokens may stay is decided by the logits with the image, before subtracting": odds(scores, plausible(scores, beta)),
@@ -120,7 +127,9 @@ def check_contrast(contrast: Callable, # (with_image, without, alpha, beta) -> l
             "with and without the image are swapped in the difference": odds((1 + alpha) * blind - alpha * seen, plausible(seen, beta)),
             "with the image it must be 1 + α: where both agree, nothing may change": odds(seen - alpha * blind, plausible(seen, beta)),
             "α is added where it must be subtracted": odds((1 + alpha) * seen + alpha * blind, plausible(seen, beta)),
-            "β itself is the threshold: take that fraction of the favourite's probability": odds(scores, seen.softmax(-1) >= beta)})
+            "β itself is the threshold: take that fraction of the favourite's probability": odds(scores, p >= beta),
+            "the difference is taken of the logits, not of the probabilities": odds((1 + alpha) * p - alpha * q, keep),
+            "these are probabilities; return logits": odds(scores, keep).softmax(-1)})
     agree(contrast(seen, seen, 1.0, 0.1).softmax(-1), odds(seen, plausible(seen, 0.1)))
     image, habit = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.9, 0.1]]) # yellow and green, with the image of a green banana and without
     after = contrast(image.log(), habit.log(), 1.0, 0.1).softmax(-1)[0, 1].item()
@@ -140,22 +149,23 @@ def check_speculation(speculate: Callable, # (model, draft, input_ids, n, k) -> 
     def greedy(f, ids, n):
         for _ in range(n): ids = torch.cat([ids, f(ids)[:, -1:].argmax(-1)], 1)
         return ids[:, -n:]
-    def rounds(draft, ids, n, k, late=0): # the text and the calls; `late`: the choices are read so many places too late
-        text, count = ids, 0
+    def rounds(draft, ids, n, k, late=0, count=lambda right: right.cumprod(1).sum().item()): # the text and the calls; `late`: the choices are read so many places too late; `count`: guesses to keep
+        text, calls = ids, 0
         while text.shape[1] < ids.shape[1] + n:
-            guesses, count = greedy(draft, text, k), count + 1
+            guesses, calls = greedy(draft, text, k), calls + 1
             choices = perfect(torch.cat([text, guesses], 1)).argmax(-1)[:, text.shape[1] - 1 + late:]
-            good = (guesses == choices[:, :k]).long().cumprod(1).sum().item()
-            text = torch.cat([text, choices[:, :good + 1]], 1)
-        return text[:, ids.shape[1]:ids.shape[1] + n], count
+            text = torch.cat([text, choices[:, :count((guesses == choices[:, :k]).long()) + 1]], 1)
+        return text[:, ids.shape[1]:ids.shape[1] + n], calls
     prompt, told = torch.tensor([[4, 11, 2]]), []
     for draft, n, k in ((careless, 40, 4), (perfect, 20, 4), (perfect, 9, 2), (hopeless, 7, 3)):
         calls.clear()
         yours, (right, fewest) = speculate(model, draft, prompt.clone(), n, k), rounds(draft, prompt, n, k)
-        if isinstance(yours, Tensor) and yours.shape[1] > n: raise AssertionError(f"{yours.shape[1]} tokens, where {n} were wanted: the last round may give too many, and the prompt is not part of the answer")
+        if isinstance(yours, Tensor) and yours.ndim == 2 and yours.shape[1] > n: raise AssertionError(f"{yours.shape[1]} tokens, where {n} were wanted: the last round may give too many, and the prompt is not part of the answer")
         agree(yours, right, {
             "this is the draft's own text: the guesses must be compared with the large model's choices": greedy(draft, prompt, n),
-            "the choices are read one place too late: the choice for the first guess stands at the last token of the text": rounds(draft, prompt, n, k, late=1)[0]})
+            "the choices are read one place too late: the choice for the first guess stands at the last token of the text": rounds(draft, prompt, n, k, late=1)[0],
+            "a guess behind a wrong one is worth nothing, even if it looks right: keep those before the first mistake": rounds(draft, prompt, n, k, count=lambda right: right.sum().item())[0],
+            "choices behind a wrong guess are kept: they were made for a text that is not yours": rounds(draft, prompt, n, k, count=lambda right: k)[0]})
         assert len(calls) < n or fewest == n, f"the text is right, but the large model was called {len(calls)} times for {n} tokens: one call checks all {k} guesses"
         assert len(calls) <= fewest, f"the text is right, but {len(calls)} calls were needed where {fewest} are enough: a round gives one token more than there were right guesses, the large model's own"
         told.append(len(calls))

@@ -48,10 +48,12 @@ def check_dialogue(dialogue: Callable, # (processor, exchanges, grids) -> token 
     def unsafe(question, grids): return [*p.encode(("" if grids else " ") + question + p.format.before_answer, special=True)]
     (right_ids, right_labels), yours = build(), dialogue(p, exchanges, [WHOLE])
     if yours is None: agree(yours, right_ids)
+    assert isinstance(yours, (tuple, list)) and len(yours) == 2, "return two lists: token numbers and labels"
     ids, labels = yours
     agree([*ids], right_ids, {
         "each further question needs `\\nUser:` before it": build(user=[])[0],
         "only the first question comes just after the images: give [] to `turn` for the others": build(grids=[[WHOLE]] * 3)[0],
+        "each further question needs `\\nUser:` before it, and does not come just after the images: give [] to `turn`": build(user=[], grids=[[WHOLE]] * 3)[0],
         "the images come again with every question: the head stands once, at the start": build(user=p.head([WHOLE]))[0],
         "what a user typed became a special token: encode it as plain text, or leave that to `turn`": build(turn=unsafe)[0],
         "you have the first exchange only": build(grids=[[WHOLE]])[0]})
@@ -117,8 +119,10 @@ def check_pieces(pieces: Callable, # (decode, tokens) -> pieces of text, one aft
         so_far = [tokenizer.decode(ids[:k]) for k in range(1, len(ids) + 1)]
         agree(yours, right + rest, {
             "this decodes each token by itself: half letters come out as \ufffd": [tokenizer.decode([i]) for i in ids],
+            "this is one text: give out pieces, by `yield`": [*whole],
             "each piece holds all the text so far: only what is new is wanted": [t for t in so_far if not t.endswith("\ufffd")] + ([whole] if rest else []),
             "the tokens may end in the middle of a letter: after the loop something can be left": right if rest else None,
+            "half letters are thrown away: keep their tokens until the rest is there": [text for i in ids if "\ufffd" not in (text := tokenizer.decode([i]))],
             "you wait for the end: a piece should come as soon as its letters are complete": [whole]})
         assert max(calls) <= 4, f"the pieces are right, but {max(calls)} tokens were decoded at once: decode only those that wait"
     return "Right. Never more than four tokens were decoded at once, however long the answer is."

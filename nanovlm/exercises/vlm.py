@@ -93,6 +93,7 @@ def check_guard(input_ids: Tensor,    # (B, T), token 5 where an image vector go
                 pixel_values: Tensor, # (images, 3, 64, 64)
                 ) -> str:
     "Exercise 9.3."
+    input_ids = torch.as_tensor(input_ids)
     counts = (input_ids == 5).sum(1).tolist()
     try:
         with torch.no_grad(): new_model().embed(input_ids, pixel_values)
@@ -142,6 +143,7 @@ def check_image_mask(image_mask: Callable, # (input_ids, image_token_id, n) -> b
         "this is the plain causal mask: no image looks ahead": causal.expand(3, 1, T, T),
         "all images of a row look at each other: a first image must not see a second": (causal | pair)[:, None],
         "two images side by side became one: count the slots, n to an image": (causal | pair & (run[:, :, None] == run[:, None, :]))[:, None],
+        "the first slot of a row has count 1: subtract 1 before you divide by n": (causal | pair & ((groups := slots.cumsum(1).div(n, rounding_mode="floor"))[:, :, None] == groups[:, None, :]))[:, None],
         "words between two images look both ways as well: only slots may": (causal | same)[:, None],
         "the order got lost: a word, or a second image, must still see what came before it": (pair & same)[:, None],
         "True and False are the wrong way round: True = may look": ~right,
