@@ -87,7 +87,7 @@ def exact_match(predictions: list[dict], # from `predict`
     "Accuracy by kind of question."
     kinds = defaultdict(list)
     for p in predictions:
-        for kind in {"all", p["source"]}: kinds[kind].append(is_right(p))
+        for kind in dict.fromkeys(("all", p["source"])): kinds[kind].append(is_right(p))
     return {kind: dict(accuracy=sum(ok) / len(ok), interval=wilson(sum(ok), len(ok)), count=len(ok)) for kind, ok in kinds.items()}
 
 # %% ../nbs/13_evaluation.ipynb #a8627948

@@ -16,7 +16,7 @@ def check_hour(done: float, # share of the steps that are done after an hour, be
                rate: float, # learning rate at that moment, as a share of its peak
                ) -> str:
     "Exercise 14.1."
-    agree(done, 0.4, {"upside down: a lower MFU means fewer steps": 2.5, "that is what is left to do": 0.6, "the MFU is a share of the GPU's arithmetic, not of the plan: compare it with the one that was planned": 0.08}, tolerance=0.01)
+    agree(done, 0.4, {"upside down: a lower MFU means fewer steps": 2.5, "that is what is left to do": 0.6, "give a share between 0 and 1, not percent": 40.0, "the MFU is a share of the GPU's arithmetic, not of the plan: compare it with the one that was planned": 0.08}, tolerance=0.01)
     agree(rate, learning_rate(2000, TrainConfig(output_dir="", steps=5000)), {
         "that is a straight line down; ours is a cosine": 0.6, "a cosine, but from the first step on: the warm-up takes 5 % of the steps, and the cosine the other 95 %": 0.661,
         "the rate falls: at two fifths of the way it has lost less than half of its height": 0.4, "that is where it ends": 0.02}, tolerance=0.01)
@@ -38,6 +38,7 @@ def check_runs(causes: dict[str, str], # "a" to "d": "healthy", "blind", "rate t
             "c": "the training loss goes to 0 while the validation loss turns round and rises",
             "d": "from step 60 on both losses lie flat, at the same height: there is nothing left to learn from what it is given"}
     agree(type(causes), dict, {"give a dictionary from run to cause": type(causes)})
+    for run, cause in causes.items(): assert cause is ... or cause in right.values(), f"{run}: {cause!r} is none of the four causes: {', '.join(map(repr, right.values()))}"
     for run, cause in right.items():
         agree(causes.get(run), cause, {f"{run} is not {other!r}: {look[run]}": other for other in right.values()})
     return "Right. Each is told by two curves and their order: either loss alone would not do. In training loss, the one that learns by heart looks best of all."
@@ -52,6 +53,10 @@ def check_smooth(smooth: Callable, # (losses, beta) -> list of as many smoothed 
             m = beta * m + (1 - beta) * x
             out.append(m / (1 - beta**t) if corrected else m)
         return out
+    def carried_on(losses, beta):
+        out = [0.0]
+        for t, x in enumerate(losses, 1): out.append((beta * out[-1] + (1 - beta) * x) / (1 - beta**t))
+        return out[1:]
     for losses, beta in (([7.0, 3.0, 2.0, 2.5, 1.0, 1.5], 0.5), ([6.0, 5.0, 1.0, 4.0], 0.9), ([2.0] * 30, 0.98), ([4.0], 0.7)):
         before = list(losses)
         yours = smooth(losses, beta)
@@ -59,6 +64,7 @@ def check_smooth(smooth: Callable, # (losses, beta) -> list of as many smoothed 
         agree(yours, running(losses, beta, 0.0, True), {
             "it starts at 0 and climbs: divide by the weights that have been given out so far, 1 − β^t": running(losses, beta, 0.0, False),
             "it starts from the first loss, which then weighs far more than any other and pulls the curve up for a long time": running(losses, beta, losses[0], False),
+            "the corrected mean goes into the next step: keep m as it is, and correct only what you put into the list": carried_on(losses, beta),
             "β and 1 − β are exchanged: β is the share of the old mean that is kept": running(losses, 1 - beta, 0.0, True),
             "the power of β is one too small: after the first loss it is β¹": [m * (1 - beta**t) / (1 - beta ** (t - 1)) if t > 1 else m for t, m in enumerate(running(losses, beta, 0.0, True), 1)]})
     return "Right. TensorBoard's slider does the same. Keep in mind that the curve lags behind by about 1 / (1 − β) steps: a jump that it shows was earlier."
@@ -77,8 +83,7 @@ def check_shares(loss_shares: Callable, # (weights: name -> weight, questions dr
         agree(yours, ours, {
             "these are shares of the rows: a row counts by the tokens of its answers": shares(weights, lambda *_: 1),
             "all of an image's questions are counted, but only so many are drawn": shares(weights, lambda images, asked, tokens, _: tokens / images),
-            "that is one question a row": shares(weights, lambda images, asked, tokens, _: tokens / asked),
-            "as many questions are counted as may be drawn, even where an image has fewer": shares(weights, lambda images, asked, tokens, _: tokens / asked * questions),
+            "every row has as many questions as any other in yours: where an image has fewer than may be drawn, fewer are drawn": shares(weights, lambda images, asked, tokens, _: tokens / asked),
             "how many rows a subset has does not matter: the weights say how often each is drawn": shares(weights, lambda images, asked, tokens, _: tokens),
             "shares add up to 1: divide by their sum": [weight * CAULDRON[name][2] / CAULDRON[name][1] * min(questions, CAULDRON[name][1] / CAULDRON[name][0]) for name, weight in weights.items()]})
     return "Right. Localized Narratives are a fifth of the rows and 42 % of the loss. The authors of The Cauldron state their mixture in tokens of answers, not in rows."

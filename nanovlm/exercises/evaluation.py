@@ -18,12 +18,15 @@ def check_circular(guesses: tuple[float, float],    # accuracy asked once, and i
                    ) -> str:
     "Exercise 13.1."
     answers = [None if ... in pair else [*pair] for pair in (guesses, always_a, knows_half)]
+    assert not any(p is not ... and p > 1 for pair in (guesses, always_a, knows_half) for p in pair), "an accuracy lies between 0 and 1: do not give percent"
     agree(answers[0], [0.25, 0.25**4], {"all four guesses must be right, not only one of them": [0.25, 0.25], "the four guesses are independent: multiply": [0.25, 0.25 / 4],
                                         "a question is right only if all four replies are: one right reply is not enough": [0.25, 1 - 0.75**4]}, tolerance=1e-3)
     agree(answers[1], [0.25, 0], {"once around the circle, the right option stands at A only once of four times": [0.25, 0.25], "it does not guess: its replies are the same four times, while the right letter moves": [0.25, 0.25**4],
-                                   "asked once, it is right where A happens to be the answer": [0, 0]}, tolerance=1e-3)
+                                   "asked once, it is right where A happens to be the answer": [0, 0],
+                                   "asked once, A is the right answer to one question in four": [1, 0]}, tolerance=1e-3)
     agree(answers[2], [0.5 + 0.5 * 0.25, 0.5 + 0.5 * 0.25**4], {"of what it does not know, it guesses some": [0.5, 0.5], "what it knows it gets right four times out of four": [0.625, 0.625**4],
-                                                                   "in a circle, guesses are hardly ever right": [0.625, 0.625]}, tolerance=1e-3)
+                                                                   "in a circle, guesses are hardly ever right": [0.625, 0.625],
+                                                                   "in a circle, too, a few guesses are right: add them": [0.625, 0.5]}, tolerance=1e-3)
     return "Right. Asked once, the third model seems to know five eighths; in a circle half, as it does. And a taste for one letter earns nothing."
 
 # %% ../../nbs/solutions/evaluation.ipynb #513e0c92
@@ -47,13 +50,13 @@ def check_anls(anls: Callable, # (prediction, answers) -> score
     yours = [anls(prediction, [*answers]) for prediction, answers in cases]
     agree(None if None in yours else yours, of(), {
         "a distance of exactly half the length gives 0, too: it must be below 0.5": of(counts=lambda d: d <= 0.5),
-        "the limit is missing: words that have little in common get some credit": of(counts=lambda d: True),
+        "the limit is missing: texts that have little in common get some credit": of(counts=lambda d: True),
         "capitals matter in yours": of(clean=str.strip),
         "spaces at the ends matter in yours": of(clean=str.lower),
         "capitals and spaces at the ends matter in yours": of(clean=str),
         "of several accepted answers the best counts, not the mean": of(best=lambda scores: sum(scores) / len(scores)),
         "only the first accepted answer is looked at": of(best=lambda scores: scores[0]),
-        "divide by the length of the longer word, not of the accepted answer": of(length=lambda a, b: len(b)),
+        "divide by the length of the longer text, not of the accepted answer": of(length=lambda a, b: len(b)),
         "letters are compared place by place: a letter that is missing at the start shifts all others": of(distance=unlike),
         "this is the distance; the score is 1 minus it": [1 - s for s in of(counts=lambda d: True)]})
     return "Right. A slip of the reader costs little: one letter of five, a fifth. But so does one digit: 1000 for 100 still gets 0.75."
@@ -98,7 +101,8 @@ def check_eyes(yes_no: float, # accuracy of the commonest answer to the same wor
             f"{name}: that is measured on the rows that it learnt from": own[name],
             f"{name}: that is the commonest answer to all questions of the kind; take the commonest to each wording": by_kind[name],
             f"{name}: that is right answers of this kind among all questions; divide by those of this kind": good[name] * share[name],
-            f"{name}: that is the accuracy over all kinds": sum(good[k] * share[k] for k in good)}, tolerance=1e-4)
+            f"{name}: give three digits at least": round(good[name], 2),
+            f"{name}: that is the accuracy over all kinds": sum(good[k] * share[k] for k in good)}, tolerance=6e-4)
     return f"Right: yes/no {good['yes/no']:.0%}, shape {good['shape']:.0%}, color {good['color']:.0%}. The last two are what a guess among 3 and among 8 would get: on these a model has to look."
 
 # %% ../../nbs/solutions/evaluation.ipynb #4546c0e1
@@ -116,6 +120,7 @@ def check_mcnemar(mcnemar: Callable, # (mine, theirs) -> probability
     yours = [mcnemar(*answers(*case)) for case in cases]
     agree(None if None in yours else yours, of(right), {
         "a probability cannot be more than 1: with equal counts, the middle is in both sides": of(lambda a, b, *_: 2 * up_to(min(a, b), a + b)),
+        "questions that both got right tell nothing apart: leave them out": of(lambda a, b, both, _: min(1.0, 2 * up_to(min(a, b) + both, a + b + 2 * both))),
         "that is one side only; the coins could fall as unevenly to the other": of(lambda a, b, *_: up_to(min(a, b), a + b)),
         "that is one side only, and always the same one": of(lambda a, b, *_: up_to(a, a + b)),
         "that is the probability of exactly this split; more uneven ones belong to it": of(lambda a, b, *_: min(1.0, 2 * math.comb(a + b, a) / 2**(a + b))),

@@ -22,11 +22,11 @@ def check_file(tensors: int,     # names in SmolLM2-135M's model.safetensors
     "Exercise 17.1."
     config = TextConfig()
     with torch.device("meta"): parameters = dict(LanguageModel(config).named_parameters()) # a shared one is listed once
-    agree(tensors, len(parameters), {"the head is the embedding table, and is stored once": len(parameters) + 1, "the last norm is missing": len(parameters) - 1, "each layer has two norms": len(parameters) - 60,
+    agree(tensors, len(parameters), {"the head is the embedding table, and is stored once": len(parameters) + 1, "one is missing: the table or the last norm": len(parameters) - 1, "each layer has two norms": len(parameters) - 60,
                                      "each layer has two norms, and this counts one": len(parameters) - 30, "the embedding table and the last norm are missing": len(parameters) - 2})
     size, table = sum(p.numel() for p in parameters.values()) / 1e6, config.vocab_size * config.hidden_size / 1e6
     agree(megabytes, 2 * size, {"a number in bfloat16 has two bytes; that is four": 4 * size, "a number in bfloat16 has two bytes; that is one": size, "the table is not stored a second time as the head": 2 * (size + table),
-                                "the table is in the file, too": 2 * (size - table), "that is in 2²⁰ bytes; here a megabyte has 10⁶": 2 * size * 1e6 / 2**20}, tolerance=1.0)
+                                "the table is in the file, too": 2 * (size - table), "that is in 2²⁰ bytes; here a megabyte has 10⁶": 2 * size * 1e6 / 2**20, "that is in bytes": 2 * size * 1e6}, tolerance=1.0)
     return "Right. And as the names and shapes are known beforehand, a file that lacks one, or was cut short, is noticed at once."
 
 # %% ../../nbs/solutions/sharing.ipynb #c93d47d5
@@ -39,6 +39,7 @@ def check_writer(write: Callable, # (tensors: name -> float32 tensor) -> bytes o
     tensors = {"a.weight": torch.randn(3, 4, generator=generator), "a.bias": torch.randn(5, generator=generator), "turned": torch.randn(2, 3, generator=generator).T, "scale": torch.tensor(7.0)}
     data = write(dict(tensors))
     assert isinstance(data, bytes), f"the file is a {type(data).__name__}, not bytes"
+    assert len(data) > 8, f"the file has {len(data)} bytes: the header's length alone takes 8"
     (length,), (reversed_length,) = struct.unpack("<Q", data[:8]), struct.unpack(">Q", data[:8])
     assert length <= len(data) or reversed_length > len(data), "the header's length has its bytes in reverse order: it is little-endian, '<Q'"
     assert length <= len(data) - 8, f"the first 8 bytes say that the header has {length:,} bytes, and the whole file has {len(data):,}"
@@ -48,7 +49,7 @@ def check_writer(write: Callable, # (tensors: name -> float32 tensor) -> bytes o
     agree(sorted(header), sorted(tensors))
     for name, entry in header.items():
         agree(sorted(entry), ["data_offsets", "dtype", "shape"])
-        agree(entry["dtype"], "F32", {"that is PyTorch's name of the type; safetensors writes F32": "torch.float32"})
+        agree(entry["dtype"], "F32", {f"{other} is not how safetensors writes the type; it is F32": other for other in ("torch.float32", "float32", "f32")})
         agree(entry["shape"], list(tensors[name].shape))
         start, end = entry["data_offsets"]
         agree(end - start, 4 * tensors[name].numel(), {f"{name}: the second offset is where the bytes end, not how many they are": 4 * tensors[name].numel() - start, f"{name}: offsets count bytes, and a float32 has four": tensors[name].numel()})
@@ -140,6 +141,7 @@ def check_q4(read: Callable, # bytes of n blocks -> (32·n,) numbers in float32
     agree(yours, (s * torch.cat([low, high], 1) + m).flatten(), {
         "byte j holds the numbers j and j + 16 of a block, not two neighbours": (s * torch.stack([low, high], 2).flatten(1) + m).flatten(),
         "the low half of a byte comes first": (s * torch.cat([high, low], 1) + m).flatten(),
+        "the upper four bits must come down, x >> 4, to be a number from 0 to 15": (s * torch.cat([low, 16 * high], 1) + m).flatten(),
         "scale and minimum are exchanged: the scale comes first": (m * torch.cat([low, high], 1) + s).flatten(),
         "the minimum is not added": (s * torch.cat([low, high], 1)).flatten(),
         "that is the older form, Q4_0, which has no minimum and takes 8 away instead": (s * (torch.cat([low, high], 1) - 8)).flatten()}, tolerance=1e-5)
