@@ -64,7 +64,7 @@ def init_weights(model: nn.Module): # a VisionLanguageModel, changed in place
 # %% ../nbs/09_vlm.ipynb #2ec1dd09
 class VisionLanguageModel(LanguageModel):
     "A language model that also sees: image vectors take the places of image tokens (Idefics3, arXiv:2408.12637)."
-    def __init__(self, config: VLMConfig):
+    def __init__(self, config: VLMConfig): # sizes of all parts
         super().__init__(config.text_config)
         self.config = config
         self.vision_model = VisionModel(config.vision_config)

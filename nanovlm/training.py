@@ -74,7 +74,7 @@ class TrainConfig:
 
 # %% ../nbs/12_training.ipynb #25394d0f
 def learning_rate(step: int,            # from 0
-                  config: TrainConfig,
+                  config: TrainConfig, # how the run goes
                   ) -> float:           # share of the peak
     "Up in a straight line, then down along a cosine (arXiv:1608.03983)."
     warmup = max(1, round(config.warmup * config.steps))
@@ -119,7 +119,7 @@ class Muon(torch.optim.Optimizer):
 
 # %% ../nbs/12_training.ipynb #2fbb2fd6
 def parameter_groups(model: nn.Module,    # VisionLanguageModel
-                     config: TrainConfig,
+                     config: TrainConfig, # how the run goes
                      ) -> dict[str, list[dict]]: # optimizer's name: its groups
     "Connector, vision and text each have a learning rate; Muon takes their matrices, AdamW everything else. A rate of 0 freezes, and so does LoRA all of the decoder but its additions."
     rates = {"connector": config.lr_connector, "vision_model": config.lr_vision, "text_model": config.lr_text, "lm_head": config.lr_text}
@@ -136,19 +136,19 @@ def parameter_groups(model: nn.Module,    # VisionLanguageModel
 
 # %% ../nbs/12_training.ipynb #4fbdb4ed
 def make_optimizers(model: nn.Module,    # VisionLanguageModel
-                    config: TrainConfig,
+                    config: TrainConfig, # how the run goes
                     ) -> list[torch.optim.Optimizer]:
     "Muon for matrices, AdamW (arXiv:1711.05101) for the rest, or AdamW alone."
     make = dict(muon=Muon, adamw=lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True))
     return [make[kind](groups) for kind, groups in parameter_groups(model, config).items()]
 
 # %% ../nbs/12_training.ipynb #a8627948
-def count_labels(batch: dict[str, Tensor]) -> int:
+def count_labels(batch: dict[str, Tensor]) -> int: # a batch, from `collate`
     "Tokens that the loss is a mean of."
     return int((batch["labels"][:, 1:] != -100).sum())
 
 # %% ../nbs/12_training.ipynb #8f37c29a
-def to(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def to(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]: # where to; a batch, from `collate`
     "The batch where the model is."
     return {k: t.to(next(model.parameters()).device, non_blocking=True) for k, t in batch.items()}
 
@@ -171,9 +171,9 @@ def make_scaler(model: nn.Module, precision: str) -> torch.amp.GradScaler: # as 
 # %% ../nbs/12_training.ipynb #4647281d
 def training_step(model: nn.Module,                 # VisionLanguageModel
                   micro: list[dict[str, Tensor]],   # batches whose gradients are gathered
-                  optimizers: list[torch.optim.Optimizer],
+                  optimizers: list[torch.optim.Optimizer], # from `make_optimizers`
                   scale: float,                     # share of the peak learning rate
-                  config: TrainConfig,
+                  config: TrainConfig, # how the run goes
                   processes: Processes=None,        # that learn together; None = this one alone
                   scaler: torch.amp.GradScaler=None, # from `make_scaler`, for float16
                   ) -> tuple[float, float]:         # loss per labelled token, length of the gradient
@@ -209,8 +209,8 @@ def shift_images(images: Tensor, # (images, C, H, W)
     return torch.stack([p[:, y:y + H, x:x + W] for p, (y, x) in zip(padded, places)])
 
 # %% ../nbs/12_training.ipynb #b0454997
-def batches(examples: Examples,
-            config: TrainConfig,
+def batches(examples: Examples, # what to draw from
+            config: TrainConfig, # how the run goes
             processes: Processes=None, # that learn together; None = this one alone
             place: dict=None,          # to go on from
             ) -> Source:               # endless; `next` gives a batch and what is known of it
@@ -242,7 +242,7 @@ def mean_loss(model: nn.Module,   # VisionLanguageModel
 
 # %% ../nbs/12_training.ipynb #a7c3e5d1
 def speed_up(model: nn.Module,    # VisionLanguageModel, changed in place
-             config: TrainConfig,
+             config: TrainConfig, # how the run goes
              ):
     "Gradient checkpointing (arXiv:1604.06174) and compilation, layer by layer. Names and weights stay; without either, everything is as it was."
     for layer in [*model.vision_model.encoder["layers"], *model.text_model.layers]:
@@ -263,7 +263,7 @@ class Training:
     def __init__(self, model: nn.Module,  # VisionLanguageModel, changed in place
                  processor,               # its Processor
                  rows,                    # Dataset or stream in The Cauldron's schema
-                 config: TrainConfig,
+                 config: TrainConfig, # how the run goes
                  valid_rows=None,         # rows that choose the best checkpoint; without them it is the last
                  ):
         self.model, self.processor, self.config, self.processes = model, processor, config, Processes()
@@ -355,7 +355,7 @@ class Training:
 # %% ../nbs/12_training.ipynb #f1a90831
 @contextlib.contextmanager
 def ordinary_afterwards(model: nn.Module,    # VisionLanguageModel
-                        config: TrainConfig,
+                        config: TrainConfig, # how the run goes
                         ):
     "Whatever happens within, the model is an ordinary one afterwards, ready to answer. Only a sharded one stays in slices: after an error the other processes would not come to put it together."
     try: yield
