@@ -72,7 +72,7 @@ def test_page_is_whole_and_fits_a_phone(page, address, site, name):
     code = page.locator("main pre.sourceCode")
     if code.count(): assert page.locator("main pre.sourceCode code span[class]").count() > code.count(), "code is not highlighted"
     if has_math(markdown(name)): assert page.locator("main .katex").count() and not page.locator(".katex-error").count(), "math is not rendered"
-    text = page.inner_text("main")
+    text = page.evaluate("() => { const main = document.querySelector('main').cloneNode(true); main.querySelectorAll('pre, code').forEach(e => e.remove()); return main.textContent }")
     assert "<details>" not in text and "```" not in text and ":::" not in text, "something was not rendered"
     if not name.startswith("reference/") and name != "index.html": assert page.locator(f'main a[href$="/nbs/{name[:-5]}.ipynb"] img[src*="colab-badge"]').count() == 1, "no badge to open it in Colab"
     page.set_viewport_size(dict(width=375, height=800)) # a phone
