@@ -164,10 +164,15 @@ def test_playground_in_jupyterlab(page, lab, tmp_path):
     app.locator("p[aria-live]").wait_for(timeout=60_000)
     overlay = app.locator("img.widget-image").nth(1)
     overlay.wait_for(timeout=60_000)
-    page.wait_for_function("image => image.naturalWidth > 0", arg=overlay.element_handle(), timeout=30_000)
+    def until(condition, what): # asked again and again, since the app may replace its pictures
+        for _ in range(300):
+            if condition(): return
+            page.wait_for_timeout(200)
+        raise AssertionError(what)
+    until(lambda: overlay.evaluate("image => image.naturalWidth") > 0, "the overlay does not appear")
     before = overlay.get_attribute("src")
     app.locator(".widget-toggle-buttons button").nth(1).click() # another token of the answer
-    page.wait_for_function("([image, before]) => image.src != before", arg=[overlay.element_handle(), before], timeout=30_000)
+    until(lambda: overlay.get_attribute("src") != before, "another token has the same overlay")
     question.fill("")
     question.press("Enter") # the keyboard asks, too; and what goes wrong is said in the app
     app.locator("p[role=alert]").wait_for(timeout=60_000)
