@@ -96,7 +96,9 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
             with before([o_proj], replace): return model(**inputs)
         with before([o_proj], lambda n, module, args: caught.append(args[0].unflatten(-1, (4, -1)))): model(**inputs), model(**reference)
         own, other = caught
-        with with_mean(model, layer, [*heads], reference): yours = model(**inputs)
+        context = with_mean(model, layer, [*heads], reference)
+        if context is None: agree(context, whole)
+        with context: yours = model(**inputs)
         right = run(other.mean(0)[:, heads])
         agree(yours, right, {
             "nothing has changed: does your hook return the new input?": whole,
@@ -194,7 +196,9 @@ def check_patched(patched: Callable, # (model, source, layer, places) -> context
     for layer, places in ((0, image), (1, image), (2, image), (1, [11]), (2, [11]), (1, [3, 7, 8]), (2, slice(None)), (1, [])):
         rest = torch.ones(12, dtype=torch.bool)
         rest[places] = False
-        with patched(model, source, layer, places): yours = model(**inputs)
+        context = patched(model, source, layer, places)
+        if context is None: agree(context, whole)
+        with context: yours = model(**inputs)
         right = run(layer, mixed(own[layer], vectors[layer], places))
         agree(yours, right, {
             "nothing has changed: does your hook return the new inputs, in a tuple?": whole,

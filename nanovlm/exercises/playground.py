@@ -166,6 +166,7 @@ def check_duel(Duel: Callable, # (answers, rng) -> the app, with its widgets as 
         return answer
     texts = {"alpha": "I see 1 < 2 in", "beta": "it shows <b>two</b> of"}
     app = Duel({name: model(name, text) for name, text in texts.items()}, random.Random(1))
+    for name in ("question", "ask", "left", "right", "vote_left", "vote_right"): assert getattr(app, name, ...) is not ..., f"the app has no {name} yet: make the widget in __init__"
     def says(side): # whose answer stands there
         return next((name for name, text in texts.items() if f"{html.escape(text)} {html.escape(app.question.value)}" in side.value), None)
     app.vote_left.click()
