@@ -107,7 +107,7 @@ class Playground:
         maps = over_image(maps, inputs["input_ids"][0], self.processor, self.image)
         pieces = [self.processor.tokenizer.decode([i], skip_special_tokens=False).strip() or "␣" for i in inputs["input_ids"][0, start:].tolist()]
         self.token.options = [(f"{n + 1}: {piece}", n) for n, piece in enumerate(pieces)]
-        self.maps, self.looks.layout.display = maps, ""
+        self.maps, self.looks.layout.display, self.token.value = maps, "", 0 # no button is pressed by itself
         self.show_look()
 
     def show_look(self):
