@@ -6,6 +6,7 @@
 __all__ = ['is_same', 'agree', 'refuses', 'catches']
 
 # %% ../nbs/reference/checking.ipynb #1a78cbba
+import textwrap
 from collections.abc import Callable
 from typing import Any
 import torch
@@ -34,7 +35,7 @@ def agree(yours: Any, # what your code gave: a tensor, a number, a string, or a 
     if isinstance(yours, torch.Tensor) and isinstance(right, torch.Tensor):
         if yours.shape != right.shape: raise AssertionError(f"the shape is {tuple(yours.shape)}, not {tuple(right.shape)}")
         raise AssertionError(f"the shape is right, but numbers differ by up to {(yours.double() - right.double()).abs().max().item():.3g}")
-    raise AssertionError(f"{yours!r} is not the answer")
+    raise AssertionError(f"{textwrap.shorten(repr(yours), 200, placeholder=' …')} is not the answer")
 
 # %% ../nbs/reference/checking.ipynb #5f41bc12
 def refuses(check: Callable, # a checker

@@ -52,11 +52,12 @@ def image_folder(folder: str, # with images and a metadata.csv or metadata.jsonl
         raise ValueError(f"no metadata.csv or metadata.jsonl in {folder}: write one with the columns file_name, question, answer")
     try: rows = load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train").cast_column("image", Image(decode=False))
     except (ValueError, IndexError, DatasetGenerationError) as e:
-        raise ValueError(f"cannot read the metadata in {folder} ({str(e.__cause__ or e).strip()}): it needs the columns file_name, question, answer, and at least one row") from None
+        reason = "it has no row" if isinstance(e, IndexError) else str(e.__cause__ or e).strip()
+        raise ValueError(f"cannot read the metadata in {folder} ({reason}): it needs the columns file_name, question, answer, at least one row, and quotes around a text with a comma") from None
     for column in ("question", "answer"):
         if column not in rows.column_names: raise ValueError(f"the metadata in {folder} has the columns {rows.column_names}, not {column!r}: add it")
     for n, row in enumerate(rows, 1):
-        if not Path(row["image"]["path"]).exists(): raise ValueError(f"row {n} of the metadata in {folder} names a file that is not there: {row['image']['path']}")
+        if not Path(row["image"]["path"]).exists(): raise ValueError(f"row {n} of the metadata in {folder} names a file that is not there: {row['image']['path']} (check the spelling, and put a text with a comma into quotes)")
         if any(row[name] is None or not str(row[name]).strip() for name in ("question", "answer")): raise ValueError(f"row {n} of the metadata in {folder} has no question or no answer: {row}")
     return from_questions((r["image"]["path"], str(r["question"]), str(r["answer"]), Path(folder).name) for r in rows)
 

@@ -34,7 +34,7 @@ def wilson(correct: int,   # right answers
 
 # %% ../nbs/13_evaluation.ipynb #2ec1dd09
 def see(pixels: list[Tensor], # each row's images, (images, 3, H, W)
-        what: str,            # "own", "blank" (mid-grey), or "other" (the next row's; blank where no other row has as many images)
+        what: str,            # "own", "blank" (mid-grey), or "other" (those of a row half the data away; blank where no other row has as many images)
         ) -> list[Tensor]:    # likewise
     "The images that the model is shown: its own, or something that cannot help."
     if what == "own": return pixels
@@ -43,7 +43,8 @@ def see(pixels: list[Tensor], # each row's images, (images, 3, H, W)
     alike, shown = defaultdict(list), list(pixels)
     for row, p in enumerate(pixels): alike[len(p)].append(row) # trade only between rows with as many images
     for rows in alike.values():
-        for row, other in zip(rows, rows[1:] + rows[:1]): shown[row] = pixels[other] if len(rows) > 1 else torch.zeros_like(pixels[row])
+        half = len(rows) // 2
+        for row, other in zip(rows, rows[half:] + rows[:half]): shown[row] = pixels[other] if len(rows) > 1 else torch.zeros_like(pixels[row])
     return shown
 
 # %% ../nbs/13_evaluation.ipynb #4317c0e7

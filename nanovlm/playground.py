@@ -103,7 +103,8 @@ class Playground:
         for said in stream_answer(self.model, self.processor, self.image, self.question.value, temperature=self.temperature.value, top_p=self.top_p.value):
             self.answer.value = f'<p aria-live="polite"><b>{html.escape(said) or "(nothing)"}</b></p>'
         inputs, start = with_answer(self.processor, self.image, self.question.value, said)
-        maps = attention_maps(self.model, inputs, slice(start - 1, -1))[:, 0].mean(1) # (layers, tokens, T), mean of the heads
+        device = next(self.model.parameters()).device
+        maps = attention_maps(self.model, {name: t.to(device) for name, t in inputs.items()}, slice(start - 1, -1))[:, 0].mean(1).cpu() # (layers, tokens, T), mean of the heads
         maps = over_image(maps, inputs["input_ids"][0], self.processor, self.image)
         pieces = [self.processor.tokenizer.decode([i], skip_special_tokens=False).strip() or "␣" for i in inputs["input_ids"][0, start:].tolist()]
         self.token.options = [(f"{n + 1}: {piece}", n) for n, piece in enumerate(pieces)]

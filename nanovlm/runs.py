@@ -15,9 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from .weights import replacing, write_tensors
 
 # %% ../nbs/reference/runs.ipynb #c7771fd2
@@ -65,6 +62,8 @@ class Processes:
     def shard(self, model: nn.Module): # VisionLanguageModel, changed in place
         "Every process keeps a slice of each weight, gradient and optimizer state, and borrows the rest of a layer while it computes (FSDP2, arXiv:2304.11277). One process alone is a ValueError."
         if self.world == 1: raise ValueError("shard divides a model among processes, and there is one: start several with torchrun, or leave it out")
+        from torch.distributed.device_mesh import init_device_mesh # here, because these imports take two seconds
+        from torch.distributed.fsdp import fully_shard
         mesh = init_device_mesh(self.device.split(":")[0], (self.world,))
         for part in (*model.text_model.layers, model):
             fully_shard(part, mesh=mesh)
@@ -74,11 +73,13 @@ class Processes:
 # %% ../nbs/reference/runs.ipynb #12e9ebf2
 def gathered(t: Tensor) -> Tensor: # a tensor, or this process's slice of one -> all of it
     "The whole tensor. Where it is sliced, every process must ask."
-    return t.full_tensor() if isinstance(t, DTensor) else t
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 def like(t: Tensor, other: Tensor) -> Tensor: # whole; on one device or sliced -> t as the other is
     "The opposite: a tensor where another is, sliced as it is. Every process cuts its slice by itself."
-    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None) if isinstance(other, DTensor) and t.shape == other.shape else t.to(other.device)
+    if not hasattr(other, "device_mesh") or t.shape != other.shape: return t.to(other.device)
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 def state_tensors(model: nn.Module, optimizers: list) -> dict[str, Tensor]: # under names that say what they are
     "Weights, optimizer states and the random state. Of a sharded model every process must ask."

@@ -4,8 +4,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": 
 
 import re, shutil, subprocess, sys
 from pathlib import Path
+import nbformat
 import pytest
 import torch
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
 from nanovlm.data import easy_vqa
 from nanovlm.demo import tiny_model
 
@@ -20,6 +23,14 @@ def run(command, **kwargs):
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, **kwargs)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
+
+def run_notebook(path, environment, python=sys.executable):
+    "Execute a notebook where it lies, in a process of its own. Cells that need a hub or a GPU, that are slow, or that the reader is to fill in are left out."
+    notebook, manager = nbformat.read(path, 4), AsyncKernelManager()
+    manager.kernel_spec.argv[0] = str(python)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and re.search(r"^#\| (hub|gpu|slow|eval: false)$", cell.source, re.M): cell.source = ""
+    NotebookClient(notebook, km=manager, timeout=600, resources=dict(metadata=dict(path=str(path.parent)))).execute(env=environment)
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory):

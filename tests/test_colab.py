@@ -1,8 +1,7 @@
 "A notebook alone in an empty folder, in an environment like Colab's: no nanovlm, the google.colab module, an older ipywidgets."
 import os, shutil, subprocess, sys, sysconfig
 import pytest
-from conftest import REPO, run
-from test_notebooks import RUN
+from conftest import REPO, run, run_notebook
 
 COLAB_WIDGETS = ["ipywidgets==7.7.1", "ipython_genutils", "widgetsnbextension==3.6.6", "jupyterlab-widgets==1.1.8"]
 
@@ -34,10 +33,6 @@ def test_notebook_installs_what_it_needs_and_runs(colab, tmp_path, name):
     python, environment = colab
     shutil.copy(REPO / f"nbs/{name}.ipynb", tmp_path)
     if name == "18_playground": scene_model(str(tmp_path / "runs/scenes"), steps=20) # the notebook would train it for longer
-    kernel = tmp_path / "kernels/python3"
-    kernel.mkdir(parents=True)
-    (kernel / "kernel.json").write_text(f'{{"argv": ["{python}", "-m", "ipykernel_launcher", "-f", "{{connection_file}}"], "display_name": "colab", "language": "python"}}')
-    said = subprocess.run([python, "-c", RUN, f"{name}.ipynb"], cwd=tmp_path, env=environment | dict(JUPYTER_PATH=str(tmp_path)), capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr[-4000:]
+    run_notebook(tmp_path / f"{name}.ipynb", environment, python)
     where = run([python, "-c", "import nanovlm; print(nanovlm.__file__)"], cwd=tmp_path, env=environment)
     assert where.startswith(str(python.parent.parent)), f"not installed by the notebook: {where}"

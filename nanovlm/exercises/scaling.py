@@ -136,6 +136,7 @@ def check_ring(ring: Callable, # (gradients: a tensor for each GPU, send) -> the
             return piece.clone()
         yours = ring(gradients, send)
         agree(None if yours is None else len(yours), N)
+        assert all(isinstance(t, torch.Tensor) for t in yours), f"{yours} are not the sums: return {N} tensors, one for each GPU"
         assert all(map(torch.equal, gradients, before)), "the gradients that came in have changed: work on copies of their pieces"
         total, right = sum(before), [2 * (N - 1) * n // N] * N
         wrong = [gpu for gpu in range(N) if yours[gpu].shape != total.shape or not torch.equal(yours[gpu], total)]
