@@ -7,8 +7,9 @@ BIN = .venv/bin
 demo: .venv/course
 	$(BIN)/nanovlm demo
 
+# Two processes with a thread each: most tests are too small to keep two threads busy.
 test: .venv/dev .venv/browser
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 bench: .venv/course
 	$(BIN)/nanovlm bench

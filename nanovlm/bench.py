@@ -259,7 +259,7 @@ def training_speed(ours, theirs, # from `twins`
 def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
                     quick: bool, # as for `full_size`
                     ) -> float:  # megabytes
-    "Peak memory of one forward and backward of 16 rows, above weights and gradients. Runs in a process of its own."
+    "Peak memory of one forward and backward of 16 rows (quick: 4), above weights and gradients. Runs in a process of its own."
     ours, theirs = twins(full_size(quick))
     model = theirs if who == "theirs" else ours
     speed_up(ours, TrainConfig(checkpointing="checkpointing" in who))
@@ -271,7 +271,7 @@ def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
     loss_of(model, training_batch(config, 1), torch.float32).backward() # what is set aside once, for good
     reset_peak()
     before = memory("VmRSS")
-    loss_of(model, training_batch(config, 16), torch.float32).backward()
+    loss_of(model, training_batch(config, 4 if quick else 16), torch.float32).backward()
     return memory("VmHWM") - before
 
 def reset_peak():
@@ -293,7 +293,7 @@ def training_memories(quick: bool, # as for `full_size`
                       ) -> str:    # a line to print
     "Both models' memory, each in a fresh process."
     mine, less, other = (fresh_process("training_memory", who, quick) for who in ("ours", "ours, checkpointing", "theirs"))
-    return f"memory above weights and gradients, 16 × 177 tokens, float32   ours {mine:,.0f} MB, with checkpointing {less:,.0f} MB   transformers {other:,.0f} MB   ratios {mine / other:.2f} and {less / other:.2f}"
+    return f"memory above weights and gradients, {4 if quick else 16} × 177 tokens, float32   ours {mine:,.0f} MB, with checkpointing {less:,.0f} MB   transformers {other:,.0f} MB   ratios {mine / other:.2f} and {less / other:.2f}"
 
 # %% ../nbs/reference/bench.ipynb #a1b7c3d9
 CAULDRON = { # subset: images, questions, tokens of all answers, and its share of the answer tokens in a mixture, in percent (arXiv:2405.02246, table 14)
@@ -423,7 +423,7 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}, transformers {transformers.__version__}")
     single, half = matmul_rate(torch.float32), matmul_rate(torch.bfloat16)
     print(f"matrix products: {single:,.0f} GFLOP/s in float32, {half:,.1f} in bfloat16")
-    for name in [*PARITY][:3] if quick else PARITY: print(parity_line(name), flush=True)
+    for name in [*PARITY][:1] if quick else PARITY: print(parity_line(name), flush=True)
     for line in half_precision(): print(line, flush=True)
     if sys.platform == "linux":
         for line in loading(quick): print(line, flush=True)

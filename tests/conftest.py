@@ -2,7 +2,7 @@
 import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "agg"}
 
-import re, shutil, subprocess, sys
+import asyncio, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat
 import pytest
@@ -30,7 +30,10 @@ def run_notebook(path, environment, python=sys.executable):
     manager.kernel_spec.argv[0] = str(python)
     for cell in notebook.cells:
         if cell.cell_type == "code" and re.search(r"^#\| (hub|gpu|slow|eval: false)$", cell.source, re.M): cell.source = ""
-    NotebookClient(notebook, km=manager, timeout=600, resources=dict(metadata=dict(path=str(path.parent)))).execute(env=environment)
+    async def execute():
+        try: await NotebookClient(notebook, km=manager, timeout=600, resources=dict(metadata=dict(path=str(path.parent)))).async_execute(env=environment)
+        finally: await manager.shutdown_kernel(now=True)
+    asyncio.run(execute())
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory):

@@ -95,6 +95,7 @@ def check_nobody(safe_weights: Callable, # (q, k, mask) -> weights
         "these rows are still NaN": plain,
         "a query that may look at nobody now looks at everybody alike, at what is forbidden": leaky,
         "masked after the softmax: the rows no longer sum to 1": free * mask})
+    assert yours.requires_grad, "the weights are right, but they carry no gradient: leave out `torch.no_grad` and `detach`"
     (yours * loss).sum().backward()
     assert q.grad.isfinite().all(), "the weights are right, but their gradient is NaN"
     assert not q.grad[0, 3].any() and q.grad[0, 2].any(), "a query that looks at nobody should get gradient 0, and the others one that is not 0"
@@ -118,7 +119,7 @@ def check_window(window_mask: Callable, # (grid, window) -> boolean mask
             "only rows are compared: the windows are stripes": pairs(lambda a, b: a[0] // window == b[0] // window),
             "only columns are compared: the windows are stripes": pairs(lambda a, b: a[1] // window == b[1] // window),
             "height and width are swapped: patch i stands in row i // w": torch.tensor([[(i // h // window, i % h // window) == (j // h // window, j % h // window) for j in range(h * w)] for i in range(h * w)])})
-        assert yours.dtype == torch.bool, f"the right places, but as {yours.dtype}: a mask is boolean"
+        assert getattr(yours, "dtype", None) == torch.bool, f"the right places, but as {getattr(yours, 'dtype', type(yours).__name__)}: a mask is a boolean tensor"
     return f"Right. Of the pairs of a 64 × 64 grid, windows of 8 × 8 keep one in {(64 // 8) ** 2}."
 
 # %% ../../nbs/solutions/attention.ipynb #2c822d8d
@@ -129,9 +130,9 @@ def stream(k: Tensor, # (S, hd) keys
     "Keys and values in blocks, each once; an AssertionError if the blocks before the last one are still in memory."
     seen = []
     for start in range(0, len(k), size):
-        assert not any(old() is not None for old in seen[:-1]), "earlier blocks are still held: keep three sums for each query, and let the keys go"
+        assert not any(old() is not None for pair in seen[:-1] for old in pair), "earlier blocks are still held: keep three things for each query, and let keys and values go"
         block = k[start:start + size].clone(), v[start:start + size].clone()
-        seen.append(weakref.ref(block[0]))
+        seen.append([weakref.ref(t) for t in block])
         yield block
 
 def check_streamed(streamed_attention: Callable, # (q, blocks) -> mixed values

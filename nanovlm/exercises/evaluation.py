@@ -151,7 +151,7 @@ def check_clustered(clustered_error: Callable, # (scores, clusters) -> standard 
             "divide by the number of questions, not of images": right * len(scores) / len(sums),
             "the last step is missing: divide by the number of questions": right * len(scores),
             "that is the square; take the root": right**2,
-            "questions of an image need not stand side by side: gather them by name": error(scores, runs)[0]}, tolerance=1e-9)
+            "questions of an image need not stand side by side: gather them by name": error(scores, runs)[0]}, tolerance=1e-6)
     scores = [float(rng.random() < 0.7) for _ in range(500)]
     agree(clustered_error([*scores], [*range(500)]), naive(scores)) # every question for itself: the usual error
     agree(clustered_error(scores * 4, [*range(500)] * 4), naive(scores)) # every question four times: no news

@@ -55,8 +55,9 @@ def check_min_p(filter_min_p: Callable, # (logits, min_p) -> filtered logits
         def keep(rule): return logits.masked_fill(~rule, float("-inf"))
         yours = filter_min_p(logits.clone(), min_p)
         right = p >= min_p * p.amax(-1, keepdim=True)
-        if isinstance(yours, Tensor) and yours.shape == logits.shape and yours.isinf().all(-1).any(): raise AssertionError("nothing is left in some rows: the favourite itself must pass, whatever min_p is" + (" (≥, not >)" if min_p == 1 else ""))
-        lowest = yours.min().item() if isinstance(yours, Tensor) else 0.0
+        assert isinstance(yours, Tensor), f"return a tensor like logits, not {yours!r:.80}"
+        if yours.shape == logits.shape and yours.isinf().all(-1).any(): raise AssertionError("nothing is left in some rows: the favourite itself must pass, whatever min_p is" + (" (≥, not >)" if min_p == 1 else ""))
+        lowest = yours.min().item()
         agree(yours, keep(right), {
             "the threshold is min_p itself: take that fraction of the favourite's probability": keep(p >= min_p),
             "one threshold for the whole batch: each row has a favourite of its own": keep(p >= min_p * p.max()),

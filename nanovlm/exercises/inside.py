@@ -59,6 +59,7 @@ def check_pointing(hit: Callable,    # (heat, box) -> True or False
     boxes = torch.tensor([next(iter(scene(n)[1].values())) for n in range(300)]) # (300, 4), of the shape in the first question
     left, top, right, bottom = boxes.T[..., None]
     def inside(x, y): return (x >= left) & (x <= right) & (y >= top) & (y <= bottom) # (300, places)
+    def within(x, y): return (x > left) & (x < right) & (y > top) & (y < bottom)
     x, y = pixel.repeat(8), pixel.repeat_interleave(8) # the patches' corners, row by row
     hits = inside(x + 4, y + 4) # (300, 64)
     heats = torch.rand(300, 8, 8, generator=g)
@@ -70,13 +71,14 @@ def check_pointing(hit: Callable,    # (heat, box) -> True or False
     agree(None if yours.isnan().all() else yours, pointed(hits), {
         "rows and columns are swapped: the first index of the map counts downwards": pointed(inside(y + 4, x + 4)),
         "that is the patch's corner: its centre lies 4 pixels further right and down": pointed(inside(x, y)),
+        "the box's edges belong to it: <=, not <": pointed(within(x + 4, y + 4)),
         "patches are compared with pixels: a patch is 8 pixels wide": pointed(inside(x // 8, y // 8)),
         "that is the share of the whole map; the game asks for its brightest patch alone": total / heats.sum((1, 2)),
         "only the brightest patch plays, not the mean in the box": (total / hits.sum(1) > heats.mean((1, 2))).float()})
     share, area = hits.float().mean().item(), ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 4096).float().mean().item()
     best, centre = hits.float().mean(0).max().item(), hits.float().mean(0)[[27, 28, 35, 36]].max().item()
-    agree(by_chance, share, {"that is the box's area in pixels; count the patches whose centre lies in it": area, "divide by the 64 patches, too": 64 * share}, tolerance=1e-4)
-    agree(fixed, best, {"that is the mean over patches; take the luckiest": share, "one patch for all pictures, not one for each": 1.0, "that is the luckiest of the four in the middle; try all 64": centre}, tolerance=1e-4)
+    agree(by_chance, share, {"that is the box's area in pixels; count the patches whose centre lies in it": area, "divide by the 64 patches, too": 64 * share}, tolerance=6e-4)
+    agree(fixed, best, {"that is the mean over patches; take the luckiest": share, "one patch for all pictures, not one for each": 1.0, "that is the luckiest of the four in the middle; try all 64": centre}, tolerance=6e-4)
     return f"Right. A map that never looked wins {best:.0%} of its games by always pointing to one place, more than the {share:.0%} of pure luck. Only what lies above that tells something about the model."
 
 # %% ../../nbs/solutions/inside.ipynb #78a92281
@@ -128,6 +130,7 @@ def check_fewest(fewest: Callable, # (weights, values) -> weights
         weights, values = torch.randn(S, generator=g, dtype=torch.float64).mul(1.5).softmax(0), torch.randn(S, hd, generator=g, dtype=torch.float64)
         yours, most = fewest(weights.clone(), values.clone()), hd + 1
         if yours is None: agree(yours, weights)
+        assert isinstance(yours, torch.Tensor), f"return a tensor, not a {type(yours).__name__}"
         agree([*yours.shape], [S], {"one weight for each token: those that are not looked at get 0": [min(S, most)]})
         assert (yours >= -1e-9).all(), f"a weight is {yours.min():.3g}, and attention is never negative: go along the change only until the first weight reaches 0"
         top = torch.zeros_like(weights).scatter(0, weights.topk(min(S, most)).indices, weights.topk(min(S, most)).values)
@@ -156,6 +159,7 @@ def check_rollout(rollout: Callable, # (maps) -> one map
         mean = maps.mean(1)
         steps, by_head = (mean + eye) / 2, (maps + eye) / 2
         yours, right = rollout(maps.clone()), roll(steps)
+        assert yours is None or isinstance(yours, torch.Tensor), f"return a tensor, not a {type(yours).__name__}"
         agree(yours, right, {
             "the order is reversed: the last layer's map stands on the left": roll(steps.flip(0)),
             "each token's own way is missing: what runs through a layer also stays": roll(mean),

@@ -59,7 +59,7 @@ def check_continuation(score: Callable, # (model, context, continuation) -> (log
         def taken(start, shift, scores=logp): return scores[:, start - shift:rows.shape[1] - shift].gather(2, rows[:, start:, None])[..., 0] # the tokens from start on, as scored `shift` places earlier
         greedy = (logp[:, n - 1:-1].argmax(-1) == rows[:, n:]).all(1)
         answers = [score(model, list(context), list(pair)) for pair in pairs]
-        assert None not in answers and ... not in answers, "your answer is None or still `...`: return the log-probability and whether it is greedy"
+        assert all(isinstance(a, (tuple, list)) and len(a) == 2 and None not in a and ... not in a for a in answers), f"return two things, the log-probability and whether it is greedy; yours is {answers[0]!r}"
         yours, said = zip(*answers)
         agree(torch.tensor([float(value) for value in yours]), taken(n, 1).sum(1), {
             "each token is scored by its own position, which has seen it: look one place earlier": taken(n, 0).sum(1),
@@ -152,6 +152,7 @@ def check_chunked_loss(chunked_loss: Callable, # (hidden, weight, targets, chunk
                 "this divides by all positions, not by the graded ones": losses.sum() / N,
                 "this is the sum: divide by the number of graded positions": losses.sum(),
                 "the last, shorter chunk is missing": losses[:N // chunk * chunk].sum() / graded[:N // chunk * chunk].sum()})
+            assert isinstance(yours, Tensor) and yours.requires_grad, "the loss is right, but it carries no gradient: add up tensors, not what `.item()` gives"
             found = torch.autograd.grad(yours, (hidden, weight))
         assert rows.most <= chunk, f"{rows.most} rows of logits at once, where {chunk} are allowed: apply the head inside the loop"
         for mine, other in zip(found, wanted): agree(mine, other)

@@ -41,6 +41,7 @@ def check_blind_spot(images: Tensor,  # (B, C, H, W), no two numbers the same
                      patch_size: int, # that divides both sides
                      ) -> str:
     "Exercise 1.3."
+    assert isinstance(images, Tensor) and images.ndim == 4 and isinstance(patch_size, int), "give a tensor of four axes, (B, C, H, W), and a whole number"
     assert images.unique().numel() == images.numel(), "some pixels are equal: an image of one colour hides every mistake. Use torch.arange"
     assert patch_size > 1, "patches of one pixel have nothing inside to reorder: take a patch size larger than 1"
     right = patchify(images, patch_size)
@@ -74,6 +75,7 @@ def check_sincos(sincos_positions: Callable, # (grid, hidden_size) -> table of p
         "sines and cosines alternate; here all sines come first, then all cosines": torch.cat([alternating(row, D // 2), alternating(column, D // 2)], 1),
         "the cosines come first; here the sines do": torch.cat([axis(row, D // 2).roll(D // 4, 1), axis(column, D // 2).roll(D // 4, 1)], 1),
         "this numbers the patches 0, 1, 2 …: it has one coordinate, and a grid has two": axis(torch.arange(h * w), D)})
+    yours = torch.as_tensor(yours)
     products = yours @ yours.T
     agree(products[0, w + 1], products[w, 2 * w + 1]) # one down and one right, from two places
-    return "Right. The dot product of two places depends on their distance alone."
+    return "Right. The dot product of two places depends only on how many rows and how many columns they are apart."

@@ -29,7 +29,7 @@ def check_always_yes(always: tuple[float, float],  # accuracy and F1 of the mode
             f"{name}: the second number is the precision alone": [accuracy, precision],
             f"{name}: the second number is the recall alone": [accuracy, recall],
             f"{name}: the first number is the recall; accuracy counts the objects that are not there as well": [recall, right[name][1]],
-            f"{name}: that counts no as the hit; here a hit is a yes to an object that is there": [accuracy, 2 * (1 - absent) / (1 - absent + 2 - absent - there) if there + absent < 2 else 0.0]}, tolerance=0.006)
+            f"{name}: that counts no as the hit; here a hit is a yes to an object that is there": [accuracy, 2 * (1 - absent) / (3 - absent - there)]}, tolerance=0.006)
     return f"Right. By F1, yes to everything ({right['always'][1]:.2f}) beats a coin ({right['coin'][1]:.2f}) and comes near to a model that never invents anything ({right['careful'][1]:.2f}). So look at the share of yes first."
 
 # %% ../../nbs/solutions/playground.ipynb #54a7fd2f
@@ -117,22 +117,23 @@ def check_throttled(throttled: Callable, # (function, seconds, call_later) -> ca
                 slider.value = value
             clock.turn(3000)
             return drawn
-        def right(function, seconds, call_later, now=True, newest=True): # with switches for what may go wrong
+        def right(function, seconds, call_later, now=True, newest=True, again=True): # with switches for what may go wrong
             busy, latest = False, None
-            def due():
+            def due(first=False):
                 nonlocal busy, latest
                 if latest is None:
                     busy = False
                     return
                 change, latest = latest, None
-                call_later(seconds, due)
+                if again or first: call_later(seconds, due)
+                else: busy = False
                 function(change)
             def callback(change):
                 nonlocal busy, latest
                 if newest or latest is None: latest = change
                 if busy: return
                 busy = True
-                due() if now else call_later(seconds, due)
+                due(True) if now else call_later(seconds, due)
             return callback
         def every(function, seconds, call_later): return function
         def pause(function, seconds, call_later): # debouncing: draw when nothing has moved for so long
@@ -150,6 +151,7 @@ def check_throttled(throttled: Callable, # (function, seconds, call_later) -> ca
             f"{name}: every move is drawn, only later": play(late),
             f"{name}: this waits for a pause, so that nothing moves while the slider does (debouncing); draw at once, then once per interval": play(pause),
             f"{name}: the first move waits; there is nothing to wait for": play(lambda *args: right(*args, now=False)),
+            f"{name}: what is drawn when an interval ends must start the next one, or two values come right after each other": play(lambda *args: right(*args, again=False)),
             f"{name}: what is drawn later is the first value that waited; draw the newest": play(lambda *args: right(*args, newest=False))})
         told[name] = len(yours)
     return f"Right. A drag of {len(drag)} moves in {drag[-1][0] / 1000:.2f} seconds is drawn {told['a drag']} times, and what is drawn last is where the slider stands."

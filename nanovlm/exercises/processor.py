@@ -52,6 +52,7 @@ def check_dialogue(dialogue: Callable, # (processor, exchanges, grids) -> token 
     ids, labels = yours
     agree([*ids], right_ids, {
         "each further question needs `\\nUser:` before it": build(user=[])[0],
+        "before `User:` comes a new line": build(user=[*p.encode("User:", special=True)])[0],
         "only the first question comes just after the images: give [] to `turn` for the others": build(grids=[[WHOLE]] * 3)[0],
         "each further question needs `\\nUser:` before it, and does not come just after the images: give [] to `turn`": build(user=[], grids=[[WHOLE]] * 3)[0],
         "the images come again with every question: the head stands once, at the start": build(user=p.head([WHOLE]))[0],
@@ -147,4 +148,4 @@ def check_closest_grid(closest_grid: Callable, # (width, height, side, most) -> 
                 "a larger grid needs more than half of its own pixels; you ask for all of them": find(*size, 448, most, larger=lambda width, height, pixels: width * height > pixels),
                 "`most` limits the tiles, rows · columns, not each side": find(*size, 448, most, limit=lambda rows, columns, most: True)})
             except AssertionError as error: raise AssertionError(f"{size[0]} × {size[1]} pixels, at most {most} tiles: {error}") from None
-    return "Right. The photograph of 1600 × 900 gets 2 × 4 tiles, and its thumbnail 1 × 2: here size matters as well, though a small picture of odd proportions may still be blown up."
+    return "Right. The photograph of 1600 × 900 gets 2 × 4 tiles, and its thumbnail 1 × 2: here size matters as well, though a small picture whose proportions fit only a larger grid, such as one of 300 × 200 pixels, may still be blown up."

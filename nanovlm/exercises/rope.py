@@ -128,7 +128,8 @@ def check_mrope(mrope_tables: Callable, # (position_ids, head_dim, rope_theta, s
             "cos and sin are swapped": right.flip(0),
             "every pair turns by time": tables(angles[0]),
             "the sections count pairs. Each pair has a number in both halves of the table, so the sections come twice": torch.gather(whole, 0, spread.expand(1, *whole.shape[1:]))[0],
-            "the sections go to row, column and time in the wrong order": tables(pick(angles, (axis + 1) % 3)),
+            "the sections stand for time, row, column; you took row, column, time": tables(pick(angles, (axis + 1) % 3)),
+            "the sections stand for time, row, column; you took time, column, row": tables(pick(angles, -axis % 3)),
             "the speeds start anew in each section; pair i keeps the speed that it has in rope_tables": tables(pick(ids[..., None] * own, axis))})
         assert result[0].dim() == 4, "the numbers are right, but apply_rope wants (B, 1, T, hd)"
         text = torch.arange(7).expand(3, 2, 7)

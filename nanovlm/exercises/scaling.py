@@ -55,14 +55,18 @@ def check_forget(forget: Callable, # (function, x) -> function(x), of which only
             assert y.requires_grad, "the result has no gradient: make it with `apply` of a torch.autograd.Function"
             torch.manual_seed(2) # whatever happens between the two passes
             try: (y * weights).sum().backward()
-            except RuntimeError as error: raise AssertionError(f"going back fails ({error}): " + ("return a gradient for each argument of forward (None for the function)" if "number of gradients" in str(error) else "within backward no graph is made unless you ask for it by torch.enable_grad()")) from None
+            except RuntimeError as error:
+                order = "return a gradient for each argument of forward, in its order: None for the function, then that of x"
+                likely = {"number of gradients": order, "returned an invalid gradient": order, "implicitly": "give y.backward the gradient that came in",
+                          "does not require grad": "within backward no graph is made unless you ask for it by torch.enable_grad()"}
+                raise AssertionError(f"going back fails ({error}): " + next((why for words, why in likely.items() if words in str(error)), "see what backward returns")) from None
             return y.detach(), x.grad, [p.grad for p in module.parameters()], forward, len(calls), sum(t.untyped_storage().nbytes() for t in kept.values()) // 4
         plain, yours = run(lambda function, x: function(x), layer), run(forget, layer)
         agree(yours[0], plain[0])
         assert yours[5] <= start.numel(), f"{yours[5]} numbers are kept from forward to backward, and x has only {start.numel()}: compute the result without a graph"
         agree(yours[3], 1, {"the function is called twice on the way forward": 2})
         agree(yours[4], 2, {"on the way back nothing is computed again: where do the gradients come from?": 1})
-        assert yours[1] is not None, "x gets no gradient: return it from backward, once for each argument of forward (None for the function)"
+        assert yours[1] is not None, "x gets no gradient, what backward returns for it is None: take x.detach().requires_grad_(), and return x.grad in the place of x"
         agree(yours[1], plain[1], {"the gradient that comes in is not used: pass it to y.backward": torch.autograd.grad(layer(x := start.clone().requires_grad_()).sum(), x)[0]})
         assert None not in yours[2], "the weights get no gradient: torch.autograd.grad for x alone leaves them out"
         for a, b in zip(yours[2], plain[2]): agree(a, b, {"the weights get their gradient twice": 2 * b}, tolerance=1e-4)

@@ -46,8 +46,9 @@ def check_early_clipping(first: Tensor,  # gradient of the first batch, one numb
                          second: Tensor, # of the second, for the same weights
                          ) -> str:
     "Exercise 12.3."
+    assert isinstance(first, Tensor) and isinstance(second, Tensor), "give two tensors, a number for each weight"
     assert first.shape == second.shape, f"the gradients are of different weights: shapes {tuple(first.shape)} and {tuple(second.shape)}"
-    first, second = first.double(), second.double()
+    first, second = first.double().flatten(), second.double().flatten()
     clip = lambda gradient: gradient / max(1.0, gradient.norm().item())
     early, late = clip(clip(first) + second), clip(first + second)
     assert torch.isfinite(late).all(), "a gradient is not finite"

@@ -62,7 +62,9 @@ class Used(TorchDispatchMode):
         super().__init__()
         self.names = set()
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(function.overloadpacket.__name__)
+        name, indices = function.overloadpacket.__name__, args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else []
+        by_mask = name.startswith("index") and any(isinstance(t, Tensor) and t.dtype == torch.bool for t in indices)
+        self.names.add("nonzero" if by_mask else name)
         return function(*args, **(kwargs or {}))
 
 def check_count(splice: Callable, # (x, input_ids, images, image_token_id) -> x with image vectors in their slots
@@ -81,7 +83,7 @@ def check_count(splice: Callable, # (x, input_ids, images, image_token_id) -> x 
         "this counts all positions, not only the slots": take(torch.arange(36).reshape(3, 12)),
         "each image starts with its first vector again: the slots of all images are counted together": take(((ids == 5).flatten().cumsum(0).reshape(3, 12) - 1) % 3)})
     agree(x, before, {"your function writes into x; its caller may still need it": yours})
-    for name, what in {"masked_scatter": "masked_scatter", "masked_scatter_": "masked_scatter", "index_put_": "indexing by a mask", "nonzero": "indexing by a mask", "_local_scalar_dense": "a loop over token numbers, or .item()"}.items():
+    for name, what in {"masked_scatter": "masked_scatter", "masked_scatter_": "masked_scatter", "index_put_": "indexing by a mask", "nonzero": "indexing by a mask", "_local_scalar_dense": "a loop over token numbers, or .item()", "unbind": "a loop over rows or positions"}.items():
         assert name not in used.names, f"the result is right, but it was made by {what} ({name})"
     try: without = splice(x, torch.full_like(ids, 7), images[:0], 5)
     except (IndexError, RuntimeError) as error: raise AssertionError(f"a batch without images fails: {error}") from error
