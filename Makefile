@@ -30,7 +30,7 @@ from nbdev.serve import proc_nbs
 import smalldocs.site
 refresh_quarto_yml()
 _build_modidx()
-smalldocs.site.build(str(proc_nbs(get_config().nbs_path, n_workers=1, force=True)))
+smalldocs.site.build(str(proc_nbs(get_config().nbs_path, n_workers=2, force=True)))
 endef
 export SMALLDOCS
 
