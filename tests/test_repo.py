@@ -21,7 +21,7 @@ def test_badge_and_setup_cell_say_what_settings_say(path):
     source = text(path)
     place = f"https://colab.research.google.com/github/{S['user']}/{S['repo']}/blob/{S['branch']}/nbs/{path.relative_to(REPO / 'nbs')}"
     assert "".join(cells(path)[1]["source"]).startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({place})"), "the badge stands in the second cell: nbdev drops what follows the title in the first"
-    assert source.count(f'%pip install -q "{S["lib_name"]}[course] @ git+{S["git_url"]}"') == 1
+    assert source.count(f'!{{sys.executable}} -m pip install -q "{S["lib_name"]}[course] @ git+{S["git_url"]}"') == 1
 
 def test_every_address_of_ours_is_the_one_in_settings():
     ours = [REPO / n for n in ("README.md", "_quarto.yml", "CONTRIBUTING.md", "nanovlm/__init__.py")] + NOTEBOOKS
