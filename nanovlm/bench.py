@@ -258,8 +258,9 @@ def training_speed(ours, theirs, # from `twins`
 # %% ../nbs/reference/bench.ipynb #2fbb2fd6
 def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
                     quick: bool, # as for `full_size`
+                    rows: int,   # of the batch
                     ) -> float:  # megabytes
-    "Peak memory of one forward and backward of 16 rows (quick: 4), above weights and gradients. Runs in a process of its own."
+    "Peak memory of one forward and backward, above weights and gradients. Runs in a process of its own."
     ours, theirs = twins(full_size(quick))
     model = theirs if who == "theirs" else ours
     speed_up(ours, TrainConfig(checkpointing="checkpointing" in who))
@@ -271,7 +272,7 @@ def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
     loss_of(model, training_batch(config, 1), torch.float32).backward() # what is set aside once, for good
     reset_peak()
     before = memory("VmRSS")
-    loss_of(model, training_batch(config, 4 if quick else 16), torch.float32).backward()
+    loss_of(model, training_batch(config, rows), torch.float32).backward()
     return memory("VmHWM") - before
 
 def reset_peak():
@@ -292,8 +293,9 @@ def fresh_process(function: str, *args): # of this module, and what JSON can hol
 def training_memories(quick: bool, # as for `full_size`
                       ) -> str:    # a line to print
     "Both models' memory, each in a fresh process."
-    mine, less, other = (fresh_process("training_memory", who, quick) for who in ("ours", "ours, checkpointing", "theirs"))
-    return f"memory above weights and gradients, {4 if quick else 16} × 177 tokens, float32   ours {mine:,.0f} MB, with checkpointing {less:,.0f} MB   transformers {other:,.0f} MB   ratios {mine / other:.2f} and {less / other:.2f}"
+    rows = 4 if quick else 16
+    mine, less, other = (fresh_process("training_memory", who, quick, rows) for who in ("ours", "ours, checkpointing", "theirs"))
+    return f"memory above weights and gradients, {rows} × 177 tokens, float32   ours {mine:,.0f} MB, with checkpointing {less:,.0f} MB   transformers {other:,.0f} MB   ratios {mine / other:.2f} and {less / other:.2f}"
 
 # %% ../nbs/reference/bench.ipynb #a1b7c3d9
 CAULDRON = { # subset: images, questions, tokens of all answers, and its share of the answer tokens in a mixture, in percent (arXiv:2405.02246, table 14)

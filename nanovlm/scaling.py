@@ -60,7 +60,7 @@ def kept_for_backward(config: VLMConfig, # sizes
     side, width = config.vision_config.image_size, config.text_config.hidden_size
     def count(layers):
         vision, text = (replace(part, num_hidden_layers=layers) for part in (config.vision_config, config.text_config))
-        seen, sizes, alive, part = set(), {}, [], "vision" # tensors that are seen stay alive, so that no other gets their number
+        seen, sizes, alive, part = set(), dict(vision=0, connector=0, text=0, head=0), [], "vision" # tensors that are seen stay alive, so that no other gets their number
         def note(t):
             if (storage := t.untyped_storage())._cdata not in seen:
                 seen.add(storage._cdata)
@@ -70,16 +70,12 @@ def kept_for_backward(config: VLMConfig, # sizes
         with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
             model = VisionLanguageModel(replace(config, vision_config=vision, text_config=text))
             seen |= {p.untyped_storage()._cdata for p in model.parameters()}
-            sizes[part] = 0
             features = model.vision_model(torch.empty(squares, 3, side, side))
             part = "connector"
-            sizes[part] = 0
             model.connector(features)
             part = "text"
-            sizes[part] = 0
             x = model.text_model(torch.empty(rows, tokens, width, requires_grad=True), torch.ones(rows, 1, tokens, tokens, dtype=torch.bool), keep=(slice(None), slice(-labelled, None)))
             part = "head"
-            sizes[part] = 0
             F.cross_entropy(model.lm_head(x).flatten(0, 1).float(), torch.zeros(rows * labelled, dtype=torch.long))
         return sizes
     one, two = count(1), count(2)
