@@ -1,5 +1,5 @@
 "Every chapter has exercises of one form; every checker accepts a solution and refuses wrong answers."
-import ast, json, re
+import ast, importlib, json, re
 import pytest
 from conftest import CHAPTERS, REPO
 
@@ -63,12 +63,16 @@ def test_each_checker_is_used_accepts_a_solution_and_refuses_two_answers(path):
     "That it does so is shown when the notebook of solutions runs; here, that nothing is left out."
     exported = {n.name for text in code(solution(path)) if text.startswith("#| exports") for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name.startswith("check_")}
     assert exported == checkers("\n".join(stubs(path)))
+    exercises = importlib.import_module(f"nanovlm.exercises.{path.stem[3:]}")
     calls, refused = [], []
     for text in code(solution(path)):
         if text.startswith("#|") or text.lstrip().startswith(("from", "import", "# Colab")): continue
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name): continue
             if node.func.id == "refuses": refused.append(node.args[0].id)
+            elif node.func.id == "refuses_all":
+                checker, table = (arg.id for arg in node.args)
+                refused += [checker] * len(getattr(exercises, table))
             elif node.func.id.startswith("check_"): calls.append(node.func.id)
     for name in exported:
         assert name in calls, f"no solution is shown to {name}"

@@ -30,7 +30,7 @@ def test_wheel_asks_for_what_settings_name(wheel):
     for need in ("torch>=2.9", "transformers>=4.57", "datasets", "pillow", "matplotlib", "tqdm", "ipywidgets", "tyro"): assert f"Requires-Dist: {need}" in metadata.read_text(), need
 
 READ = [p for p in NOTEBOOKS if p.parent.name != "reference" and p.name != "index.ipynb"] # chapters, capstone, solutions, labs
-FIRST = "15_inside", "16_scaling", "12_training", "13_evaluation", "capstone", "14_colab", "17_sharing", "07_generation", "18_playground" # the long ones, so that none is left over at the end
+FIRST = "15_inside", "16_scaling", "12_training", "13_evaluation", "capstone", "14_colab", "17_hub", "07_generation", "18_playground" # the long ones, so that none is left over at the end
 
 @pytest.fixture(scope="module")
 def results(wheel, tmp_path_factory):
