@@ -66,6 +66,12 @@ def tiny(rows):
     model, processor = tiny_model(rows)
     return model.eval(), processor
 
+@pytest.fixture
+def model(tiny): return tiny[0]
+
+@pytest.fixture
+def processor(tiny): return tiny[1]
+
 @pytest.fixture(scope="session")
 def cli():
     "Run the command line in a process of its own."
