@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .kv_cache import GroupedQueryAttention, KVCache, causal_mask
 from .rope import rope_tables
+from .weights import load_model, pick_fields
 
 # %% ../nbs/06_language.ipynb #a4087a88
 @dataclass(frozen=True)
 class TextConfig:
-    "Sizes of a Llama-style decoder, in transformers' field names. Sizes that do not fit together are a ValueError."
+    "Sizes of a Llama decoder, in transformers' field names. Raises ValueError if they do not fit together."
     vocab_size: int = 49152              # tokens V it knows
     hidden_size: int = 576               # width D of a token
     intermediate_size: int = 1536        # width inside the MLP
@@ -30,21 +31,44 @@ class TextConfig:
     tie_word_embeddings: bool = True     # the head is the embedding table
 
     def __post_init__(self):
+        heads = self.num_attention_heads
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads: raise ValueError(f"text: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: change one of them or give head_dim")
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.num_attention_heads % self.num_key_value_heads: raise ValueError(f"text: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}: change one of them")
-        if self.head_dim % 2: raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary embedding turns pairs: make it even")
+            if self.hidden_size % heads:
+                raise ValueError(f"text: hidden_size {self.hidden_size} is not a multiple of "
+                                 f"num_attention_heads {heads}: change one of them or give head_dim")
+            object.__setattr__(self, "head_dim", self.hidden_size // heads)
+        if heads % self.num_key_value_heads:
+            raise ValueError(f"text: num_attention_heads {heads} is not a multiple of num_key_value_heads "
+                             f"{self.num_key_value_heads}: change one of them")
+        if self.head_dim % 2:
+            raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary embedding turns pairs: "
+                             "make it even")
+
+    @classmethod
+    def from_dict(cls, config: dict) -> "TextConfig": # a Llama config.json, or the text_config of a VLM
+        "Pick the sizes, in either spelling of the rotary base. Raises ValueError for another decoder."
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise ValueError(f"rotary embedding of type {rope} is not supported: "
+                             "use a checkpoint with plain RoPE")
+        for name, plain in dict(hidden_act="silu", attention_bias=False, mlp_bias=False).items():
+            if config.get(name, plain) != plain:
+                raise ValueError(f"the text config has {name} = {config[name]!r}, the decoder has {plain!r}: "
+                                 "use a Llama-style checkpoint such as SmolLM2")
+        left_out = dict(tie_word_embeddings=False, rope_theta=rope.get("rope_theta", 10_000.0), # Llama's defaults
+                        rms_norm_eps=1e-6, max_position_embeddings=2048)
+        return cls(**left_out | pick_fields(cls, config))
 
 # %% ../nbs/06_language.ipynb #25394d0f
 class RMSNorm(nn.Module):
-    "Scale each token to root-mean-square 1, then by a learnt weight (arXiv:1910.07467). Computed in float32."
+    "Scale each token to root-mean-square 1, then by a learnt weight, in float32 (arXiv:1910.07467)."
     def __init__(self, hidden_size: int, # width D
                  eps: float):            # keeps it from dividing by 0
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(hidden_size)), eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor: # (…, D), in and out, in x's type
+    def forward(self, x: Tensor) -> Tensor: # (…, D), in and out, in x's dtype
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 # %% ../nbs/06_language.ipynb #2ec1dd09
@@ -53,7 +77,8 @@ class GatedMLP(nn.Module):
     def __init__(self, hidden_size: int,   # width D, in and out
                  intermediate_size: int): # width in the middle
         super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(hidden_size, intermediate_size, bias=False) for _ in range(2))
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor: # (…, D), in and out
@@ -61,19 +86,23 @@ class GatedMLP(nn.Module):
 
 # %% ../nbs/06_language.ipynb #4317c0e7
 class DecoderLayer(nn.Module):
-    "One pre-norm block: look back, then think, each added to what was there."
+    "Pre-norm block: x + attn(norm(x)), then x + mlp(norm(x))."
     def __init__(self, config: TextConfig): # sizes of the decoder
         super().__init__()
-        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
-        self.self_attn = GroupedQueryAttention(config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = GroupedQueryAttention(
+            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor,                   # (B, T, D)
-                cos: Tensor, sin: Tensor,          # (B, 1, T, hd)
-                mask: Tensor=None, cache: KVCache=None, # from `causal_mask`; this layer's
-                keep=slice(None),                  # an index into (B, T): positions whose output is wanted
-                ) -> Tensor:                       # (B, T, D), or the kept positions alone
-        x = (x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))[keep]
+    def forward(self, x: Tensor,          # (B, T, D)
+                cos: Tensor, sin: Tensor, # (B, 1, T, hd)
+                mask: Tensor=None,        # from `causal_mask`
+                cache: KVCache=None,      # this layer's
+                wanted=slice(None),       # an index into (B, T): positions whose output is wanted
+                ) -> Tensor:              # (B, T, D), or the wanted positions alone
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        x = x[wanted]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 # %% ../nbs/06_language.ipynb #2fbb2fd6
@@ -86,59 +115,78 @@ class TextModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def new_cache(self, batch_size: int, max_length: int, # rows B, positions to make room for
-                  ) -> list[KVCache]: # one a layer
-        "An empty key-value cache in the weights' type and place."
+    def new_cache(self, batch_size: int, # rows B
+                  max_length: int,       # positions to make room for
+                  ) -> list[KVCache]:    # one per layer
+        "Make an empty key-value cache with the weights' dtype and device."
         c, w = self.config, self.norm.weight
-        return [KVCache(batch_size, c.num_key_value_heads, max_length, c.head_dim, dtype=w.dtype, device=w.device) for _ in self.layers]
+        sizes = batch_size, c.num_key_value_heads, max_length, c.head_dim
+        return [KVCache(*sizes, dtype=w.dtype, device=w.device) for _ in self.layers]
 
-    def forward(self, x: Tensor,                   # (B, T, D) token vectors
-                attention_mask: Tensor=None,       # (B, S), 1 = real; or boolean (B, 1, T, S), True = may look
-                position_ids: Tensor=None,         # (B, T); by default the count of real tokens before
-                cache: list[KVCache]=None,         # filled with what came before; extended here
-                keep=slice(None),                  # an index into (B, T): positions whose output is wanted
-                ) -> Tensor:                       # (B, T, D), or the kept positions alone
-        T, start = x.shape[1], cache[0].length if cache else 0
+    def forward(self, x: Tensor,             # (B, T, D) token vectors
+                attention_mask: Tensor=None, # (B, S), 1 = real; or boolean (B, 1, T, S), True = may look
+                position_ids: Tensor=None,   # (B, T); by default the count of real tokens before
+                cache: list[KVCache]=None,   # filled with what came before; extended here
+                wanted=slice(None),          # an index into (B, T): positions whose output is wanted
+                ) -> Tensor:                 # (B, T, D), or the wanted positions alone
+        T = x.shape[1]
+        start = cache[0].length if cache else 0
         if position_ids is None:
-            if attention_mask is None or attention_mask.dim() == 4: position_ids = torch.arange(start, start + T, device=x.device)[None]
+            if attention_mask is None or attention_mask.dim() == 4:
+                position_ids = torch.arange(start, start + T, device=x.device)[None]
             else: position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
-        cos, sin = (t.to(x.dtype) for t in rope_tables(position_ids, self.config.head_dim, self.config.rope_theta))
+        cos, sin = rope_tables(position_ids, self.config.head_dim, self.config.rope_theta)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         mask = causal_mask(T, start + T, attention_mask, x.device)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, mask, cache[i] if cache else None, keep if layer is self.layers[-1] else slice(None))
+            last = layer is self.layers[-1] # only the last layer may leave positions out
+            x = layer(x, cos, sin, mask, cache[i] if cache else None, wanted if last else slice(None))
         return self.norm(x)
 
 # %% ../nbs/06_language.ipynb #4fbdb4ed
 class LanguageModel(nn.Module):
-    "A causal language model: the decoder and a head that scores every token of the vocabulary (SmolLM2, arXiv:2502.02737)."
+    "A decoder and a head that scores every token of the vocabulary (SmolLM2, arXiv:2502.02737)."
     def __init__(self, config: TextConfig): # sizes of the decoder
         super().__init__()
         self.text_model = TextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
 
+    @property
+    def tied_names(self) -> set[str]: # parameters that are another's, and need not be in a file
+        return {"lm_head.weight"} if self.text_model.config.tie_word_embeddings else set()
+
     def tie(self):
         "Make head and embedding table one matrix, where the config says so."
-        if self.text_model.config.tie_word_embeddings: self.lm_head.weight = self.text_model.embed_tokens.weight
+        if self.tied_names: self.lm_head.weight = self.text_model.embed_tokens.weight
 
-    def forward(self, input_ids: Tensor,         # (B, T)
-                attention_mask: Tensor=None,     # (B, S), 1 = real; or boolean (B, 1, T, S)
-                labels: Tensor=None,             # (B, T) aligned with input_ids, -100 = no loss
-                position_ids: Tensor=None,       # (B, T)
-                cache: list[KVCache]=None,       # from `TextModel.new_cache`
-                logits_to_keep: int=0,           # score the last so many positions alone; 0 = all
-                inputs_embeds: Tensor=None,      # (B, T, D) token vectors, in place of input_ids
-                ) -> Tensor:                     # logits (B, T, V), or the mean loss over labelled tokens
-        "Score the next token at every position; with labels, run the head at labelled positions only. No label at all is a ValueError."
+    def forward(self, input_ids: Tensor,     # (B, T)
+                attention_mask: Tensor=None, # (B, S), 1 = real; or boolean (B, 1, T, S)
+                labels: Tensor=None,         # (B, T) aligned with input_ids, -100 = no loss
+                position_ids: Tensor=None,   # (B, T)
+                cache: list[KVCache]=None,   # from `TextModel.new_cache`
+                logits_to_keep: int=0,       # score only the last so many positions; 0 = all
+                inputs_embeds: Tensor=None,  # (B, T, D) token vectors, in place of input_ids
+                ) -> Tensor:                 # logits (B, T, V), or the mean loss over labelled tokens
+        """Score the next token at every position; with labels, run the head at labelled positions only.
+
+        Raises ValueError if no token is labelled."""
         x = self.text_model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if labels is None: return self.lm_head(self.text_model(x, attention_mask, position_ids, cache, (slice(None), slice(-logits_to_keep, None))))
+        if labels is None:
+            last = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+            hidden = self.text_model(x, attention_mask, position_ids, cache, wanted=(slice(None), last))
+            return self.lm_head(hidden)
         targets = F.pad(labels[:, 1:], (0, 1), value=-100) # position t predicts token t + 1
-        keep = targets != -100
-        if not keep.any(): raise ValueError("no labelled token in the batch, so nothing to learn: check the label mask, and that max_length leaves room for answers")
-        return F.cross_entropy(self.lm_head(self.text_model(x, attention_mask, position_ids, cache, keep)).float(), targets[keep])
+        labelled = targets != -100
+        if not labelled.any():
+            raise ValueError("no labelled token in the batch, so nothing to learn: check the label mask, "
+                             "and that max_length leaves room for answers")
+        hidden = self.text_model(x, attention_mask, position_ids, cache, wanted=labelled)
+        return F.cross_entropy(self.lm_head(hidden).float(), targets[labelled])
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str, **options) -> "LanguageModel": # a folder, a .gguf file, or a hub name such as "HuggingFaceTB/SmolLM2-135M"; more as for `load_model`
-        "Load a Llama checkpoint, strictly. Options: dtype, device, revision."
-        from nanovlm.weights import load_model, read_text_config
-        return load_model(cls, name_or_folder, read_text_config, {"text_model.": "model."}, **options)
+    def from_pretrained(cls, name_or_folder: str, # a folder, a .gguf file, or a hub name
+                        **options,                # dtype, device, revision
+                        ) -> "LanguageModel":
+        "Load a Llama checkpoint such as HuggingFaceTB/SmolLM2-135M, strictly."
+        return load_model(cls, name_or_folder, TextConfig.from_dict, {"text_model.": "model."}, **options)

@@ -1,8 +1,8 @@
-"Shared by all tests: no network, few threads, and a model that was really trained, made once."
+"Shared by all tests: no network, few threads, and models that are made once."
 import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MPLBACKEND": "agg"}
 
-import asyncio, re, shutil, subprocess, sys
+import asyncio, configparser, json, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat
 import pytest
@@ -10,11 +10,21 @@ import torch
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nanovlm.data import easy_vqa
-from nanovlm.demo import tiny_model
+from nanovlm.hub import load
+from nanovlm.processor import tiny_model
 
 REPO = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPO / "nbs").rglob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+READ = [p for p in NOTEBOOKS if p.parent.name != "reference" and p.name != "index.ipynb"] # by people, from top to bottom
+TINY = REPO / "nanovlm/tiny"
+parser = configparser.ConfigParser(delimiters=["="])
+parser.read(REPO / "settings.ini", encoding="utf-8")
+SETTINGS = parser["DEFAULT"]
+
+def code_cells(path):
+    "The sources of a notebook's code cells."
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
 
 def tool(name): return os.path.join(os.path.dirname(sys.executable), name)
 
@@ -25,13 +35,16 @@ def run(command, **kwargs):
     return result.stdout
 
 def run_notebook(path, environment, python=sys.executable):
-    "Execute a notebook where it lies, in a process of its own. Cells that need a hub or a GPU, that are slow, or that the reader is to fill in are left out."
+    "Execute a notebook where it lies, in a process of its own; cells for a hub, a GPU or the reader are left out."
     notebook, manager = nbformat.read(path, 4), AsyncKernelManager()
     manager.kernel_spec.argv[0] = str(python)
+    left_out = re.compile(r"^#\| (hub|gpu|slow|eval: false)$", re.M)
     for cell in notebook.cells:
-        if cell.cell_type == "code" and re.search(r"^#\| (hub|gpu|slow|eval: false)$", cell.source, re.M): cell.source = ""
+        if cell.cell_type == "code" and left_out.search(cell.source): cell.source = ""
+    folder = dict(metadata=dict(path=str(path.parent)))
     async def execute():
-        try: await NotebookClient(notebook, km=manager, timeout=600, resources=dict(metadata=dict(path=str(path.parent)))).async_execute(env=environment)
+        client = NotebookClient(notebook, km=manager, timeout=600, resources=folder)
+        try: await client.async_execute(env=environment)
         finally: await manager.shutdown_kernel(now=True)
     asyncio.run(execute())
 
@@ -61,28 +74,33 @@ def rows():
     return easy_vqa("train").select(range(200))
 
 @pytest.fixture
-def tiny(rows):
+def pair(rows):
     "A tiny model with random weights, and its processor."
     model, processor = tiny_model(rows)
     return model.eval(), processor
 
 @pytest.fixture
-def model(tiny): return tiny[0]
+def model(pair): return pair[0]
 
 @pytest.fixture
-def processor(tiny): return tiny[1]
+def processor(pair): return pair[1]
+
+@pytest.fixture(scope="session")
+def trained():
+    "The model that comes with the package, and its processor: not to be changed."
+    return load("tiny")
 
 @pytest.fixture(scope="session")
 def cli():
     "Run the command line in a process of its own."
     def run(*args, **kwargs):
-        return subprocess.run([sys.executable, "-c", "from nanovlm.cli import main; main()", *map(str, args)], capture_output=True, text=True, timeout=600, **kwargs)
+        command = [sys.executable, "-m", "nanovlm", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
     return run
 
 @pytest.fixture(scope="session")
 def demo(cli, tmp_path_factory):
     "The main job, cut short: it learns colours, not yet all shapes. Gives its folder and what it printed."
-    if "NANOVLM_DEMO" in os.environ: return Path(os.environ["NANOVLM_DEMO"]), "" # made by the tests that started these
     folder = tmp_path_factory.mktemp("demo")
     result = cli("demo", "--output-dir", folder, "--steps", 150)
     assert result.returncode == 0, result.stderr
