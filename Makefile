@@ -19,20 +19,8 @@ lab: .venv/course
 
 # Quarto renders the pages on GitHub; where it is not installed, smalldocs renders the same notebooks.
 site: .venv/dev
-	if command -v quarto > /dev/null; then $(BIN)/nbdev_docs; else $(BIN)/python -c "$$SMALLDOCS" && rm -rf _docs && mv _proc/_docs _docs; fi
+	if command -v quarto > /dev/null; then $(BIN)/nbdev_docs; else $(BIN)/python .ci/site.py; fi
 	@echo "open _docs/index.html"
-
-define SMALLDOCS
-from nbdev.config import get_config
-from nbdev.doclinks import _build_modidx
-from nbdev.quarto import refresh_quarto_yml
-from nbdev.serve import proc_nbs
-import smalldocs.site
-refresh_quarto_yml()
-_build_modidx()
-smalldocs.site.build(str(proc_nbs(get_config().nbs_path, n_workers=2, force=True)))
-endef
-export SMALLDOCS
 
 # torch comes first and alone: with it in place, nothing else pulls another build of it.
 .venv/course: constraints.txt settings.ini setup.py
