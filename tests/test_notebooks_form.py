@@ -1,89 +1,134 @@
-"Notebooks and pages keep one form: badges, links, figures with words for them, documented symbols, clean outputs."
+"Notebooks and pages keep one form: badges, links, words for figures, documented symbols, clean outputs."
 import ast, json, re
 import pytest
 from conftest import CHAPTERS, NOTEBOOKS, READ, REPO, SETTINGS as S, code_cells
 
 def cells(path): return json.loads(path.read_text())["cells"]
-def prose(path): return "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
-def text(path): return "\n".join("".join(c["source"]) for c in cells(path))
+def source(cell): return "".join(cell["source"])
+def prose(path): return "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown")
+def links(text): return re.findall(r"\]\(((?!https?:|#)[^)#]+)", text) # within the repository
 
-EXPORTED = r"#\s*\|\s*exports?\b"
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+read_by_people = pytest.mark.parametrize("path", READ, ids=lambda p: f"{p.parent.name}-{p.stem}")
+COLAB = f"https://colab.research.google.com/github/{S['user']}/{S['repo']}/blob/{S['branch']}"
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
-@pytest.mark.parametrize("path", READ, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@read_by_people
 def test_badge_and_setup_cell_say_what_settings_say(path):
-    source = text(path)
-    place = f"https://colab.research.google.com/github/{S['user']}/{S['repo']}/blob/{S['branch']}/nbs/{path.relative_to(REPO / 'nbs')}"
-    assert "".join(cells(path)[1]["source"]).startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({place})"), "the badge stands in the second cell: nbdev drops what follows the title in the first"
-    assert source.count(f'!{{sys.executable}} -m pip install -q "{S["lib_name"]}[course] @ git+{S["git_url"]}"') == 1
+    "The badge stands in the second cell: nbdev drops what follows the title in the first."
+    address = f"{COLAB}/nbs/{path.relative_to(REPO / 'nbs')}"
+    assert source(cells(path)[1]).startswith(f"[![Open in Colab]({BADGE})]({address})")
+    install = f'!{{sys.executable}} -m pip install -q "{S["lib_name"]}[course] @ git+{S["git_url"]}"'
+    assert "\n".join(code_cells(path)).count(install) == 1
 
 def test_every_address_of_ours_is_the_one_in_settings():
-    ours = [REPO / n for n in ("README.md", "_quarto.yml", "CONTRIBUTING.md", "nanovlm/__init__.py")] + NOTEBOOKS
-    for path in ours:
-        for user, repo in re.findall(r"github\.com/([\w-]+)/(nanovlm)\b", path.read_text()): assert (user, repo) == (S["user"], S["repo"]), path
-        for host in re.findall(r"https://[\w-]+\.github\.io/nanovlm", path.read_text()): assert host == S["doc_host"] + S["doc_baseurl"], path
+    files = "README.md", "_quarto.yml", "CONTRIBUTING.md", "nanovlm/__init__.py"
+    for path in [*(REPO / name for name in files), *NOTEBOOKS]:
+        text = path.read_text()
+        repositories = re.findall(r"github\.com/([\w-]+)/(nanovlm)\b", text)
+        assert set(repositories) <= {(S["user"], S["repo"])}, path
+        hosts = re.findall(r"https://[\w-]+\.github\.io/nanovlm", text)
+        assert set(hosts) <= {S["doc_host"] + S["doc_baseurl"]}, path
 
 def test_quarto_says_what_settings_say():
     quarto = (REPO / "_quarto.yml").read_text()
-    for line in (f"title: {S['title']}", f"site-url: {S['doc_host']}{S['doc_baseurl']}", f"repo-url: {S['git_url']}", f"repo-branch: {S['branch']}", f"description: {S['description']}"): assert line in quarto, line
+    for line in (f"title: {S['title']}", f"site-url: {S['doc_host']}{S['doc_baseurl']}",
+                 f"repo-url: {S['git_url']}", f"repo-branch: {S['branch']}", f"description: {S['description']}"):
+        assert line in quarto, line
     for path in NOTEBOOKS: assert str(path.relative_to(REPO / "nbs")) in quarto, f"{path} is not in the sidebar"
     assert (REPO / "nbs/_quarto.yml").is_symlink()
 
+def test_old_addresses_lead_to_the_new_ones():
+    "Pages that were renamed stay as redirects, which the site copies as they are."
+    quarto = (REPO / "_quarto.yml").read_text()
+    moved = [path for path in (REPO / "nbs").rglob("*.html")]
+    assert len(moved) == 6
+    for path in moved:
+        assert str(path.relative_to(REPO / "nbs")) in quarto, path
+        target, = set(re.findall(r'(?:url=|href=")([^"]+)"', path.read_text()))
+        assert path.with_name(target).with_suffix(".ipynb") in NOTEBOOKS, target
+
 def test_readme_links_every_chapter():
     readme = (REPO / "README.md").read_text()
-    for path in CHAPTERS: assert f"nbs/{path.name}" in readme and f"blob/{S['branch']}/nbs/{path.name}" in readme, path.name
-    for target in re.findall(r"\]\(((?!https?:)[^)#]+)", readme): assert (REPO / target).exists(), target
+    for path in CHAPTERS: assert f"(nbs/{path.name})" in readme and f"{COLAB}/nbs/{path.name}" in readme, path.name
+    for target in links(readme): assert (REPO / target).exists(), target
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@by_name
 def test_links_between_notebooks_lead_somewhere(path):
-    for target in re.findall(r"\]\(((?!https?:|#)[^)#]+)", prose(path)): assert (path.parent / target).exists(), target
+    for target in links(prose(path)): assert (path.parent / target).exists(), target
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_reference_page_is_linked_from_what_people_read():
+    "A reader meets a page where its functions are first used, not by chance."
+    linked = {(path.parent / target).resolve() for path in READ for target in links(prose(path))}
+    for page in (REPO / "nbs/reference").glob("*.ipynb"): assert page.resolve() in linked, page.name
+
+@by_name
 def test_figures_have_alternative_text(path):
-    for c in cells(path):
-        if any("image/png" in o.get("data", {}) for o in c.get("outputs", [])):
-            alt = re.search(r'^#\| fig-alt: "(.+)"$', "".join(c["source"]), re.M) # in quotes: a colon in it would make another thing of it
-            assert alt and len(alt[1]) > 20, "".join(c["source"])
+    for cell in cells(path):
+        if not any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])): continue
+        alt = re.search(r'^#\| fig-alt: "(.+)"$', source(cell), re.M) # in quotes: a colon would make it something else
+        assert alt and len(alt[1]) > 20, source(cell)
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@by_name
 def test_first_cell_is_title_and_promise_alone(path):
     "nbdev makes them the head of a page, and drops whatever else the cell holds."
-    assert re.fullmatch(r"# .+\n\n> .+", "".join(cells(path)[0]["source"]))
+    assert re.fullmatch(r"# .+\n\n> .+", source(cells(path)[0]))
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_exported_symbols_are_documented_and_used(path):
-    "A docstring, and a comment on the line of every parameter and field. Used means: by its notebook, or by another one that imports it."
-    code = ["".join(c["source"]) for c in cells(path) if c["cell_type"] == "code"]
-    pool = "\n".join("".join(c["source"]) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code")
-    for source in code:
-        if not re.match(EXPORTED, source): continue
-        lines = source.splitlines()
-        for node in ast.parse(source).body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
-            assert ast.get_docstring(node), node.name
-            assert len(re.findall(rf"\b{node.name}\b", pool)) > 1, f"{node.name} is used nowhere"
-            inner = node.body if isinstance(node, ast.ClassDef) else [node]
-            for part in inner:
-                if isinstance(part, ast.AnnAssign): assert "#" in lines[part.lineno - 1], f"{node.name}.{part.target.id}"
-                if not isinstance(part, ast.FunctionDef) or part is not node and part.name.startswith("_") and part.name != "__init__": continue
-                for a in part.args.args + part.args.kwonlyargs:
-                    if a.arg not in ("self", "cls"): assert "#" in lines[a.lineno - 1] or "#" in lines[a.end_lineno - 1], f"{node.name}.{part.name}: {a.arg}"
+EXPORTED = re.compile(r"#\s*\|\s*exports?\b")
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def exported_symbols():
+    "(notebook, lines of the cell, function or class) for all that is exported."
+    for path in NOTEBOOKS:
+        for text in code_cells(path):
+            if not EXPORTED.match(text): continue
+            for node in ast.parse(text).body:
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)): yield path, text.splitlines(), node
+
+def test_exported_symbols_are_used():
+    "By their notebook, or by another one."
+    pool = "\n".join(text for path in NOTEBOOKS for text in code_cells(path))
+    for path, _, node in exported_symbols():
+        assert len(re.findall(rf"\b{node.name}\b", pool)) > 1, f"{path.stem}: {node.name} is used nowhere"
+
+def test_exported_symbols_are_documented():
+    "A docstring, and a comment on the line of every parameter and field."
+    def commented(*numbers): return any("#" in lines[n - 1] for n in numbers)
+    for path, lines, node in exported_symbols():
+        assert ast.get_docstring(node), f"{path.stem}: {node.name}"
+        is_class = isinstance(node, ast.ClassDef)
+        for part in node.body if is_class else [node]:
+            if isinstance(part, ast.AnnAssign): assert commented(part.lineno), f"{node.name}.{part.target.id}"
+            if not isinstance(part, ast.FunctionDef): continue
+            if is_class and part.name.startswith("_") and part.name != "__init__": continue
+            for a in part.args.args + part.args.kwonlyargs:
+                if a.arg in ("self", "cls"): continue
+                assert commented(a.lineno, a.end_lineno), f"{node.name}.{part.name}: {a.arg}"
+
+@by_name
 def test_import_cells_hold_imports_alone(path):
     "nbdev runs cells with imports again when it builds the site."
-    for c in cells(path):
-        source = "".join(c["source"])
-        if c["cell_type"] != "code" or "google.colab" in source or "#| export" in source: continue
-        body = ast.parse(re.sub(r"^[#%!].*$", "", source, flags=re.M)).body
-        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.Try) and all(isinstance(x, (ast.Import, ast.ImportFrom)) for x in n.body) for n in body}
-        assert len(kinds) < 2, source
+    def imports(node):
+        if isinstance(node, ast.Try): return all(map(imports, node.body))
+        return isinstance(node, (ast.Import, ast.ImportFrom))
+    for text in code_cells(path):
+        if "google.colab" in text or "#| export" in text: continue
+        body = ast.parse(re.sub(r"^[#%!].*$", "", text, flags=re.M)).body
+        assert len({imports(node) for node in body}) < 2, text
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@by_name
 def test_stored_outputs_have_no_errors_or_noise(path):
-    for c in cells(path):
-        for o in c.get("outputs", []): assert o["output_type"] != "error" and o.get("name") != "stderr", "".join(c["source"])
-    assert "widgets" not in json.loads(path.read_text())["metadata"], "the state of progress bars is stored: delete it"
+    for cell in cells(path):
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error" and output.get("name") != "stderr", source(cell)
+    metadata = json.loads(path.read_text())["metadata"]
+    assert "widgets" not in metadata, "the state of progress bars is stored: delete it"
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_chapters_are_stored_with_outputs(path):
-    assert sum(bool(c.get("outputs")) for c in cells(path)) >= 8
+    assert sum(bool(cell.get("outputs")) for cell in cells(path)) >= 8
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_is_named_after_its_module(path):
+    "Chapter 14 alone has the name of the place where it is run."
+    found = re.findall(r"^#\| default_exp (\w+)$", "\n".join(code_cells(path)), re.M)
+    assert found == ["recipe" if path.stem == "14_colab" else path.stem[3:]]

@@ -2,7 +2,8 @@
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import (AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig,
+                          SiglipVisionModel)
 from nanovlm.bench import mended
 from nanovlm.generation import filter_logits, generate
 from nanovlm.language import LanguageModel, TextConfig
@@ -15,12 +16,18 @@ def close(ours, theirs): torch.testing.assert_close(ours, theirs, atol=1e-4, rto
 
 def randomised(model):
     "Larger weights than transformers starts with, norms and biases included: mistakes show."
-    for p in model.parameters(): torch.nn.init.normal_(p, 1.0 if p.ndim == 1 and p.mean() == 1 else 0.0, 0.1)
+    for p in model.parameters():
+        is_norm = p.ndim == 1 and p.mean() == 1
+        torch.nn.init.normal_(p, float(is_norm), 0.1)
     return model.eval()
 
-@pytest.mark.parametrize("image_size, patch_size, heads, width", [(32, 8, 1, 16), (64, 16, 4, 64), (56, 14, 2, 48), (48, 16, 3, 72)])
+SIGLIPS = [(32, 8, 1, 16), (64, 16, 4, 64), (56, 14, 2, 48), (48, 16, 3, 72)]
+
+@pytest.mark.parametrize("image_size, patch_size, heads, width", SIGLIPS)
 def test_siglip(tmp_path, image_size, patch_size, heads, width):
-    config = SiglipVisionConfig(hidden_size=width, intermediate_size=2 * width + 4, num_hidden_layers=3, num_attention_heads=heads, image_size=image_size, patch_size=patch_size)
+    config = SiglipVisionConfig(
+        hidden_size=width, intermediate_size=2 * width + 4, num_hidden_layers=3, num_attention_heads=heads,
+        image_size=image_size, patch_size=patch_size)
     theirs = randomised(SiglipVisionModel(config))
     theirs.save_pretrained(tmp_path)
     ours, images = VisionModel.from_pretrained(tmp_path), torch.randn(2, 3, image_size, image_size)
@@ -28,15 +35,21 @@ def test_siglip(tmp_path, image_size, patch_size, heads, width):
     larger = torch.randn(1, 3, image_size + patch_size, image_size + 3 * patch_size)
     close(ours(larger), theirs(larger, interpolate_pos_encoding=True).last_hidden_state)
 
-LLAMAS = [dict(num_attention_heads=4, num_key_value_heads=4), dict(num_attention_heads=6, num_key_value_heads=2), dict(num_attention_heads=4, num_key_value_heads=1, head_dim=32),
-          dict(num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True), dict(num_attention_heads=3, num_key_value_heads=3, rms_norm_eps=1e-3, rope_theta=500.0)]
+LLAMAS = [dict(num_attention_heads=4, num_key_value_heads=4),
+          dict(num_attention_heads=6, num_key_value_heads=2),
+          dict(num_attention_heads=4, num_key_value_heads=1, head_dim=32),
+          dict(num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True),
+          dict(num_attention_heads=3, num_key_value_heads=3, rms_norm_eps=1e-3, rope_theta=500.0)]
 
 @pytest.fixture(params=LLAMAS, ids=str)
 def llama(request, tmp_path):
     "The same Llama twice: ours, and transformers'."
     options = dict(request.param)
-    if "rope_theta" in options and int(transformers.__version__.split(".")[0]) >= 5: options["rope_parameters"] = dict(rope_type="default", rope_theta=options.pop("rope_theta"))
-    theirs = randomised(LlamaForCausalLM(LlamaConfig(vocab_size=120, hidden_size=48, intermediate_size=100, num_hidden_layers=3, max_position_embeddings=256, **options)))
+    if "rope_theta" in options and int(transformers.__version__.split(".")[0]) >= 5:
+        options["rope_parameters"] = dict(rope_type="default", rope_theta=options.pop("rope_theta"))
+    config = LlamaConfig(vocab_size=120, hidden_size=48, intermediate_size=100, num_hidden_layers=3,
+                         max_position_embeddings=256, **options)
+    theirs = randomised(LlamaForCausalLM(config))
     theirs.save_pretrained(tmp_path)
     return LanguageModel.from_pretrained(tmp_path), theirs
 
@@ -54,7 +67,8 @@ def test_llama_logits(llama):
 def test_llama_left_padding(llama):
     ours, theirs = llama
     ids, mask = padded_prompts()
-    expected = theirs(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = theirs(ids, attention_mask=mask, position_ids=positions).logits
     result = ours(ids, attention_mask=mask)
     assert result.isfinite().all()
     close(result[mask.bool()], expected[mask.bool()])
@@ -73,7 +87,8 @@ def test_cache_with_padding(llama):
     ids, mask = padded_prompts()
     with torch.no_grad():
         cache, whole = ours.text_model.new_cache(3, 17), ours(ids, attention_mask=mask)
-        parts = [ours(ids[:, a:b], attention_mask=mask[:, :b], cache=cache) for a, b in ((0, 6), (6, 7), (7, 17))]
+        def read(a, b): return ours(ids[:, a:b], attention_mask=mask[:, :b], cache=cache)
+        parts = [read(0, 6), read(6, 7), read(7, 17)]
     close(torch.cat(parts, 1)[mask.bool()], whole[mask.bool()])
 
 def test_greedy_generation(llama):
@@ -82,7 +97,8 @@ def test_greedy_generation(llama):
     free = generate(ours, ids, attention_mask=mask, max_new_tokens=24)
     end = int(free[1, 5]) # a token that is certain to come up
     for eos in (None, end):
-        expected = theirs.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False, eos_token_id=eos, pad_token_id=0)[:, 17:]
+        expected = theirs.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False,
+                                   eos_token_id=eos, pad_token_id=0)[:, 17:]
         result = generate(ours, ids, attention_mask=mask, max_new_tokens=24, eos_token_id=eos)
         assert result.shape == expected.shape
         for row, other in zip(result.tolist(), expected.tolist()):
@@ -99,36 +115,46 @@ def test_sampling_filters(temperature, top_k, top_p):
     expected = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k: expected = TopKLogitsWarper(top_k)(None, expected)
     expected = TopPLogitsWarper(top_p)(None, expected)
-    torch.testing.assert_close(filter_logits(logits, temperature, top_k, top_p).softmax(-1), expected.softmax(-1))
+    result = filter_logits(logits, temperature, top_k, top_p)
+    torch.testing.assert_close(result.softmax(-1), expected.softmax(-1))
 
 CONFIGS = {
     "tiny": VLMConfig.tiny(),
-    "r = 4, untied": VLMConfig(VisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8),
-                               TextConfig(vocab_size=300, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=False), 4, 7),
-    "r = 1, rope": VLMConfig(VisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=24, patch_size=8),
-                             TextConfig(vocab_size=99, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, rope_theta=300.0, rms_norm_eps=1e-3), 1, 98)}
+    "r = 4, untied": VLMConfig(
+        VisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                     image_size=64, patch_size=8),
+        TextConfig(vocab_size=300, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+                   num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=False), 4, 7),
+    "r = 1, rope": VLMConfig(
+        VisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+                     image_size=24, patch_size=8),
+        TextConfig(vocab_size=99, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+                   num_attention_heads=2, num_key_value_heads=1, rope_theta=300.0, rms_norm_eps=1e-3), 1, 98)}
 
 @pytest.fixture(params=CONFIGS, ids=str)
 def vlm(request, tmp_path):
     "Ours, and transformers' Idefics3 from the folder that ours wrote."
     ours = randomised(VisionLanguageModel(CONFIGS[request.param]))
     ours.save_pretrained(tmp_path)
-    theirs, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    theirs, info = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info.values()), info
     return ours, mended(theirs)
 
-def vlm_batch(config, images_a_row=1, length=60):
+def vlm_batch(config, images_per_row=1, length=60):
     "Two rows with as many images each, apart from one another."
     ids, n = torch.randint(8, 90, (2, length)), config.image_seq_len
-    for i in range(images_a_row): ids[:, 3 + i * (n + 1):3 + i * (n + 1) + n] = config.image_token_id
+    for i in range(images_per_row):
+        start = 3 + i * (n + 1)
+        ids[:, start:start + n] = config.image_token_id
     side = config.vision_config.image_size
-    return ids, torch.randn(2 * images_a_row, 3, side, side)
+    return ids, torch.randn(2 * images_per_row, 3, side, side)
 
-@pytest.mark.parametrize("images_a_row", [1, 3])
-def test_idefics3(vlm, images_a_row):
+@pytest.mark.parametrize("images_per_row", [1, 3])
+def test_idefics3(vlm, images_per_row):
     ours, theirs = vlm
-    ids, pixels = vlm_batch(ours.config, images_a_row)
-    stacked = pixels.unflatten(0, (2, images_a_row))
+    ids, pixels = vlm_batch(ours.config, images_per_row)
+    stacked = pixels.unflatten(0, (2, images_per_row))
     close(ours(ids, pixels), theirs(input_ids=ids, pixel_values=stacked).logits)
     labels = torch.where(torch.rand(ids.shape) < 0.2, ids, -100)
     close(ours(ids, pixels, labels=labels), theirs(input_ids=ids, pixel_values=stacked, labels=labels).loss)
@@ -140,7 +166,8 @@ def test_idefics3_gradients(vlm):
     ours(ids, pixels, labels=labels).backward()
     theirs(input_ids=ids, pixel_values=pixels[:, None], labels=labels).loss.backward()
     expected = dict(theirs.named_parameters())
-    for name, p in ours.named_parameters(): close(p.grad, expected[name if name == "lm_head.weight" else "model." + name].grad)
+    for name, p in ours.named_parameters():
+        close(p.grad, expected[name if name == "lm_head.weight" else "model." + name].grad)
 
 def test_text_only_rows(vlm):
     ours, theirs = vlm
@@ -154,8 +181,7 @@ def test_round_trip_through_transformers_keeps_every_bit(vlm, tmp_path):
     assert again.config == ours.config
     for name, tensor in ours.state_dict().items(): assert torch.equal(tensor, again.state_dict()[name]), name
 
-def test_bf16_weights_stay_bf16(tiny):
-    model, _ = tiny
+def test_bf16_weights_stay_bf16(model):
     model = model.bfloat16()
     ids, pixels = vlm_batch(model.config)
     assert model(ids, pixels.bfloat16()).dtype is torch.bfloat16

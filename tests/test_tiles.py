@@ -6,14 +6,15 @@ from tokenizers import AddedToken
 from transformers import AutoProcessor
 from nanovlm.processor import WHOLE, Processor, ask, cut_tiles
 
-SIZES = [(40, 30), (64, 64), (65, 64), (64, 65), (200, 130), (130, 200), (500, 20), (20, 500), (193, 192), (1, 90), (97, 55)]
+SIZES = [(40, 30), (64, 64), (65, 64), (64, 65), (200, 130), (130, 200),
+         (500, 20), (20, 500), (193, 192), (1, 90), (97, 55)]
 
 @pytest.fixture
-def tiling(tiny, tmp_path):
+def tiling(processor, tmp_path):
     "Our processor with tiles of 64 pixels, and transformers' from the folder that it saved."
-    tokenizer = tiny[1].tokenizer
-    tokenizer.add_special_tokens([AddedToken(f"<row_{r}_col_{c}>", special=True) for r in range(1, 7) for c in range(1, 7)])
-    ours = Processor(tokenizer, image_size=64, image_seq_len=16, max_length=4096, resample=1, longest_edge=256)
+    tokenizer, names = processor.tokenizer, [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    ours = Processor(tokenizer, 16, max_length=4096, image_size=64, resample=1, longest_edge=256)
     ours.save_pretrained(tmp_path)
     return ours, AutoProcessor.from_pretrained(tmp_path), tmp_path
 
@@ -41,7 +42,8 @@ def test_several_images(tiling):
 def test_what_is_saved_comes_back(tiling):
     ours, _, folder = tiling
     again, image = Processor.from_pretrained(folder), Image.effect_noise((100, 300), 90)
-    for name in ("longest_edge", "image_size", "image_seq_len", "format"): assert getattr(again, name) == getattr(ours, name), name
+    for name in ("longest_edge", "image_size", "image_seq_len", "format"):
+        assert getattr(again, name) == getattr(ours, name), name
     assert torch.equal(again([image], "is it?")["input_ids"], ours([image], "is it?")["input_ids"])
 
 def test_what_transformers_saves_is_read(tiling, tmp_path):
@@ -62,7 +64,10 @@ def test_the_tiles_are_the_picture(tiling):
 
 def test_a_small_target_is_not_cut(): assert cut_tiles(Image.new("RGB", (500, 400)), 64, 64)[1] == WHOLE
 
-def test_a_model_answers_about_tiles(tiny, tiling): assert isinstance(ask(tiny[0], tiling[0], Image.effect_noise((200, 90), 90), "what is it?", max_new_tokens=3), str)
+def test_a_model_answers_about_tiles(model, tiling):
+    image = Image.effect_noise((200, 90), 90)
+    assert isinstance(ask(model, tiling[0], image, "what is it?", max_new_tokens=3), str)
 
-def test_a_tokenizer_without_tile_tokens_is_refused(tiny):
-    with pytest.raises(ValueError, match="<row_1_col_1>"): Processor(tiny[1].tokenizer, image_size=64, image_seq_len=16, longest_edge=256)
+def test_a_tokenizer_without_tile_tokens_is_refused(processor):
+    with pytest.raises(ValueError, match="<row_1_col_1>"):
+        Processor(processor.tokenizer, image_size=64, image_seq_len=16, longest_edge=256)
