@@ -35,7 +35,7 @@ def run(command, **kwargs):
     return result.stdout
 
 def run_notebook(path, environment, python=sys.executable):
-    "Execute a notebook where it lies, in a process of its own; cells for a hub, a GPU or the reader are left out."
+    "Execute a notebook where it lies, in a process of its own; without cells for a hub, a GPU or the reader."
     notebook, manager = nbformat.read(path, 4), AsyncKernelManager()
     manager.kernel_spec.argv[0] = str(python)
     left_out = re.compile(r"^#\| (hub|gpu|slow|eval: false)$", re.M)

@@ -32,10 +32,11 @@ def test_every_address_of_ours_is_the_one_in_settings():
 
 def test_quarto_says_what_settings_say():
     quarto = (REPO / "_quarto.yml").read_text()
-    for line in (f"title: {S['title']}", f"site-url: {S['doc_host']}{S['doc_baseurl']}",
-                 f"repo-url: {S['git_url']}", f"repo-branch: {S['branch']}", f"description: {S['description']}"):
-        assert line in quarto, line
-    for path in NOTEBOOKS: assert str(path.relative_to(REPO / "nbs")) in quarto, f"{path} is not in the sidebar"
+    said = {"title": "title", "repo-url": "git_url", "repo-branch": "branch", "description": "description"}
+    for name, setting in said.items(): assert f"{name}: {S[setting]}" in quarto, name
+    assert f"site-url: {S['doc_host']}{S['doc_baseurl']}" in quarto
+    for path in NOTEBOOKS:
+        assert str(path.relative_to(REPO / "nbs")) in quarto, f"{path} is not in the sidebar"
     assert (REPO / "nbs/_quarto.yml").is_symlink()
 
 def test_old_addresses_lead_to_the_new_ones():
@@ -50,7 +51,8 @@ def test_old_addresses_lead_to_the_new_ones():
 
 def test_readme_links_every_chapter():
     readme = (REPO / "README.md").read_text()
-    for path in CHAPTERS: assert f"(nbs/{path.name})" in readme and f"{COLAB}/nbs/{path.name}" in readme, path.name
+    for path in CHAPTERS:
+        assert f"(nbs/{path.name})" in readme and f"{COLAB}/nbs/{path.name}" in readme, path.name
     for target in links(readme): assert (REPO / target).exists(), target
 
 @by_name
