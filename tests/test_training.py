@@ -1,51 +1,64 @@
-"Training is what it says: right gradients, the right learning rates, repeatable, and not stopped by a bad row."
-import math
+"Training does what it says: right gradients and learning rates, repeatable, and not stopped by a bad row."
+import copy, json, math
 import pytest
 import torch
+from datasets import concatenate_datasets
+from safetensors.torch import save_file
 from nanovlm.data import Examples, collate, from_questions
-from nanovlm.demo import tiny_model
 from nanovlm.model import VisionLanguageModel
-from nanovlm.training import Muon, TrainConfig, learning_rate, make_optimizers, parameter_groups, train, training_step
+from nanovlm.runs import read_metadata, state_files
+from nanovlm.training import (MAY_DIFFER, Muon, TrainConfig, learning_rate, make_optimizers, mean_loss,
+                              parameter_groups, train, training_step)
 
 QUIET = dict(output_dir="", progress=False)
 
 def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-def test_micro_batches_equal_one_batch(rows):
+@pytest.fixture
+def bad(tmp_path):
+    "A data set of one row, whose image is none."
+    file = tmp_path / "bad.png"
+    file.write_text("not an image")
+    return from_questions([(file, "what?", "red", "")])
+
+def test_micro_batches_equal_one_batch(rows, model, processor):
     "Rows with a different number of labelled tokens: averaging averages would fail here."
+    examples, config = Examples(rows, processor), TrainConfig(**QUIET, optimizer="adamw")
+    many = [examples[i] for i in range(3)]
+    few = [examples[i] | dict(turns=examples[i]["turns"][:1]) for i in range(3, 8)]
+    whole = collate(many + few, questions=100)
+    parts = [collate(many, questions=100), collate(few, questions=100)]
     results = []
-    for parts in ([range(8)], [range(3), range(3, 8)]):
-        model, processor = tiny_model(rows)
-        examples, config = Examples(rows, processor), TrainConfig(**QUIET, optimizer="adamw")
-        micro = [collate([examples[i] for i in part], questions=100 if 0 in part else 1) for part in parts] if len(parts) > 1 else None
-        if micro is None:
-            first, second = [examples[i] for i in range(3)], [examples[i] | dict(turns=examples[i]["turns"][:1]) for i in range(3, 8)]
-            micro = [collate(first + second, questions=100)]
-        else: micro[1] = collate([examples[i] | dict(turns=examples[i]["turns"][:1]) for i in parts[1]], questions=100)
-        loss, norm = training_step(model, micro, make_optimizers(model, config), 1.0, config)
-        results.append((loss, norm, weights(model)))
-    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5) and results[0][1] == pytest.approx(results[1][1], rel=1e-4)
-    torch.testing.assert_close(results[0][2], results[1][2], atol=2e-4, rtol=0)
+    for micro in ([whole], parts):
+        twin = copy.deepcopy(model)
+        loss, norm = training_step(twin, micro, make_optimizers(twin, config), 1.0, config)
+        results.append((loss, norm, weights(twin)))
+    (loss, norm, after), (loss_of_parts, norm_of_parts, after_parts) = results
+    assert loss == pytest.approx(loss_of_parts, abs=1e-5)
+    assert norm == pytest.approx(norm_of_parts, rel=1e-4)
+    torch.testing.assert_close(after, after_parts, atol=2e-4, rtol=0)
 
 def test_learning_rate_rises_then_falls():
     config = TrainConfig(steps=200, warmup=0.1, final_lr=0.02)
     rates = [learning_rate(s, config) for s in range(200)]
     assert rates[0] == pytest.approx(1 / 20) and max(rates) == 1.0 == rates[19]
-    assert all(a < b for a, b in zip(rates[:19], rates[1:20])) and all(a > b for a, b in zip(rates[20:], rates[21:]))
+    assert all(a < b for a, b in zip(rates[:19], rates[1:20]))
+    assert all(a > b for a, b in zip(rates[20:], rates[21:]))
     assert rates[-1] == pytest.approx(0.02, abs=1e-3)
     assert rates[20 + 90] == pytest.approx(0.02 + 0.98 / 2)
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_every_parameter_has_one_group_of_its_part(tiny, optimizer):
-    config, (model, _) = TrainConfig(**QUIET, optimizer=optimizer, lr_connector=3e-3, lr_vision=2e-3, lr_text=1e-3), tiny
-    groups = parameter_groups(model, config)
-    owner = {id(p): (kind, g["peak"]) for kind, gs in groups.items() for g in gs for p in g["params"]}
-    assert sum(len(g["params"]) for gs in groups.values() for g in gs) == len(owner) == len(list(model.parameters()))
+def test_every_parameter_has_one_group_of_its_part(model, optimizer):
+    config = TrainConfig(**QUIET, optimizer=optimizer, lr_connector=3e-3, lr_vision=2e-3, lr_text=1e-3)
+    groups = [(kind, g) for kind, gs in parameter_groups(model, config).items() for g in gs]
+    owner = {id(p): (kind, g["peak"]) for kind, g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for _, g in groups) == len(owner) == len(list(model.parameters()))
     for name, p in model.named_parameters():
         kind, peak = owner[id(p)]
         lr = {"connector": 3e-3, "vision_model": 2e-3}.get(name.split(".")[0], 1e-3)
+        table = name.endswith(("embed_tokens.weight", "position_embedding.weight"))
         assert peak == pytest.approx(lr * (config.muon_factor if kind == "muon" else 1)), name
-        assert kind == ("muon" if optimizer == "muon" and p.ndim > 1 and not name.endswith(("embed_tokens.weight", "position_embedding.weight")) else "adamw"), name
+        assert kind == ("muon" if optimizer == "muon" and p.ndim > 1 and not table else "adamw"), name
 
 def test_muon_treats_filters_as_a_matrix():
     "A convolution's filters move as the matrix that they are when each is laid flat, momentum included."
@@ -59,68 +72,89 @@ def test_muon_treats_filters_as_a_matrix():
         for optimizer in optimizers: optimizer.step()
     assert torch.equal(filters.flatten(1), flat)
 
-def test_a_rate_of_zero_freezes(rows):
-    model, processor = tiny_model(rows)
+def test_a_rate_of_zero_freezes(rows, model, processor):
     before = {n: p.clone() for n, p in model.named_parameters()}
-    train(model, processor, rows.select(range(8)), TrainConfig(**QUIET, steps=2, batch_size=8, lr_vision=0.0))
+    config = TrainConfig(**QUIET, steps=2, batch_size=8, lr_vision=0.0)
+    train(model, processor, rows.select(range(8)), config)
     for n, p in model.named_parameters(): assert torch.equal(p, before[n]) == n.startswith("vision_model"), n
 
-def test_overfits_one_batch(rows):
-    model, processor = tiny_model(rows)
-    history = train(model, processor, rows.select(range(4)), TrainConfig(**QUIET, steps=120, batch_size=4, questions=8, shift=0))
+def test_overfits_one_batch(rows, model, processor):
+    config = TrainConfig(**QUIET, steps=120, batch_size=4, questions=8, shift=0)
+    history = train(model, processor, rows.select(range(4)), config)
     assert history[0]["loss"] > 1 and history[-1]["loss"] < 0.05
 
-def test_same_seed_same_weights(rows):
+def test_same_seed_same_weights(rows, model, processor):
     runs = []
     for seed in (0, 0, 1):
-        model, processor = tiny_model(rows, seed)
-        train(model, processor, rows.select(range(32)), TrainConfig(**QUIET, steps=3, batch_size=8, seed=seed))
-        runs.append(weights(model))
+        torch.manual_seed(seed)
+        fresh = VisionLanguageModel(model.config)
+        config = TrainConfig(**QUIET, steps=3, batch_size=8, seed=seed)
+        train(fresh, processor, rows.select(range(32)), config)
+        runs.append(weights(fresh))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
-def test_best_checkpoint_is_kept(rows, tmp_path):
-    model, processor = tiny_model(rows)
+def test_best_checkpoint_is_kept(rows, model, processor, tmp_path):
     config = TrainConfig(output_dir=str(tmp_path), progress=False, steps=24, batch_size=16, valid_every=8)
-    seen = []
-    history = train(model, processor, rows.select(range(64)), config, rows.select(range(64, 80)), lambda h: seen.append(len(h)))
+    seen, valid = [], rows.select(range(64, 80))
+    history = train(model, processor, rows.select(range(64)), config, valid, lambda h: seen.append(len(h)))
     losses = {h["step"]: h["valid_loss"] for h in history if "valid_loss" in h}
     assert seen == [8, 16, 24] == list(losses)
-    from nanovlm.training import mean_loss
     saved = VisionLanguageModel.from_pretrained(tmp_path)
-    assert mean_loss(saved, Examples(rows.select(range(64, 80)), processor)) == pytest.approx(min(losses.values()), abs=1e-5)
+    assert mean_loss(saved, Examples(valid, processor)) == pytest.approx(min(losses.values()), abs=1e-5)
 
-def test_bad_rows_do_not_stop_training(rows, tmp_path, capsys):
-    from datasets import concatenate_datasets
-    (tmp_path / "bad.png").write_text("not an image")
-    mixed = concatenate_datasets([rows.select(range(12)), from_questions([(tmp_path / "bad.png", "what?", "red", "")])])
-    model, processor = tiny_model(rows)
+def test_the_log_holds_what_was_counted(rows, model, processor):
+    "A step of two batches of 8 images; a measure sees the counts, and adds to the line."
+    config = TrainConfig(**QUIET, steps=2, batch_size=8, accumulate=2, questions=1)
+    measure = lambda line: dict(seen=dict(line), per_image=line["tokens"] / line["images"])
+    for line in train(model, processor, rows.select(range(16)), config, measure=measure):
+        assert (line["samples"], line["images"], line["processes"]) == (16, 16, 1)
+        assert line["tokens"] > 16 * model.config.image_seq_len
+        assert line["labelled"] == 32 # an answer and an end token for each question
+        assert line["tokens_per_s"] == pytest.approx(line["tokens"] / line["step_seconds"])
+        assert line["seen"]["step"] == line["step"] and line["per_image"] == line["tokens"] / 16
+        assert line["step_seconds"] <= line["seconds"]
+
+def test_bad_rows_do_not_stop_training(rows, bad, model, processor, capsys):
+    mixed = concatenate_datasets([rows.select(range(12)), bad])
     history = train(model, processor, mixed, TrainConfig(**QUIET, steps=6, batch_size=4))
     assert all(math.isfinite(h["loss"]) for h in history)
     assert "1 row" in capsys.readouterr().out
 
-def test_nothing_but_bad_rows_is_an_error(rows, tmp_path):
-    (tmp_path / "bad.png").write_text("not an image")
-    model, processor = tiny_model(rows)
+def test_nothing_but_bad_rows_is_an_error(bad, model, processor):
     with pytest.raises(ValueError, match="none of the 1 rows.*bad.png"):
-        train(model, processor, from_questions([(tmp_path / "bad.png", "what?", "red", "")]), TrainConfig(**QUIET, steps=2))
+        train(model, processor, bad, TrainConfig(**QUIET, steps=2))
 
-def test_nothing_but_bad_validation_rows_is_an_error(rows, tmp_path):
-    from nanovlm.training import mean_loss
-    (tmp_path / "bad.png").write_text("not an image")
-    model, processor = tiny_model(rows)
-    with pytest.raises(ValueError, match="none of the 1 validation rows.*bad.png"): mean_loss(model, Examples(from_questions([(tmp_path / "bad.png", "what?", "red", "")]), processor))
+def test_nothing_but_bad_validation_rows_is_an_error(bad, model, processor):
+    with pytest.raises(ValueError, match="none of the 1 validation rows.*bad.png"):
+        mean_loss(model, Examples(bad, processor))
 
-def test_nothing_to_learn_is_an_error(tiny):
-    model, processor = tiny
+def test_nothing_to_learn_is_an_error(model, processor):
     ids = torch.tensor([processor.prompt("what is it?", [])])
     with pytest.raises(ValueError, match="nothing to learn"): model(ids, labels=torch.full_like(ids, -100))
 
-@pytest.mark.parametrize("wrong", [dict(steps=0), dict(batch_size=-1), dict(optimizer="sgd"), dict(precision="fp8"), dict(warmup=1.5), dict(lr_text=-1.0)])
+WRONG = dict(steps=0), dict(batch_size=-1), dict(shift=-1), dict(optimizer="sgd"), dict(precision="fp8"), \
+        dict(warmup=1.5), dict(lr_text=-1.0), dict(keep_states=0)
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_config_that_cannot_work_is_refused(wrong):
     (name, value), = wrong.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}"): TrainConfig(**wrong)
 
-def test_bf16_trains(rows):
-    model, processor = tiny_model(rows)
-    history = train(model, processor, rows.select(range(8)), TrainConfig(**QUIET, steps=3, batch_size=8, precision="bf16"))
+def test_what_may_differ_are_settings():
+    assert {*MAY_DIFFER} <= {*vars(TrainConfig())}
+
+def test_a_state_of_an_earlier_version_is_refused(rows, model, processor, tmp_path):
+    config = TrainConfig(output_dir=str(tmp_path), progress=False, steps=1, batch_size=4, save_every=1)
+    train(model, processor, rows.select(range(8)), config)
+    file, = state_files(tmp_path)
+    old = dict(step=1, best=None, settings={}, scaler={}, places=[dict(turn=0, places=[[1, 0]])])
+    save_file(dict(random=torch.get_rng_state()), file, dict(more=json.dumps(old)))
+    with pytest.raises(ValueError, match="step-00000001.safetensors was written by an earlier version"):
+        train(model, processor, rows.select(range(8)), TrainConfig(**{**vars(config), "resume": True}))
+    file.write_bytes(b"no state")
+    with pytest.raises(ValueError, match="not a state of a run"): read_metadata(file)
+
+def test_bf16_trains(rows, model, processor):
+    config = TrainConfig(**QUIET, steps=3, batch_size=8, precision="bf16")
+    history = train(model, processor, rows.select(range(8)), config)
     assert history[-1]["loss"] < history[0]["loss"] and next(model.parameters()).dtype is torch.float32
