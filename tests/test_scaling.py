@@ -178,7 +178,7 @@ def test_a_folder_without_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="columns"): load_data(str(tmp_path))
 
 def test_weights_of_a_mixture_hold(cauldron):
-    mixture = load_data(f"{cauldron}:shapes=1,colours=3")
+    mixture = [(len(row["images"]), row["texts"]) for row in load_data(f"{cauldron}:shapes=1,colours=3")]
     colours = {row["texts"][0]["user"] for row in load_data(f"{cauldron}:colours")}
     assert len(mixture) > 100 and len(colours) > 1
 
