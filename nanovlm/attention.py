@@ -23,23 +23,28 @@ def attention_weights(q: Tensor,         # (…, T, hd) queries
 def split_heads(x: Tensor,       # (B, T, nh·hd)
                 head_dim: int,   # width hd of a head
                 ) -> Tensor:     # (B, nh, T, hd)
-    "Deal a wide vector out to heads, so that attention runs in each of them."
+    "Cut a wide vector into heads, with the head axis before the sequence."
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 def merge_heads(x: Tensor,   # (B, nh, T, hd)
                 ) -> Tensor: # (B, T, nh·hd)
-    "Lay the heads side by side again: the inverse of `split_heads`."
+    "Lay heads side by side again: the inverse of `split_heads`."
     return x.transpose(1, 2).flatten(2)
 
 # %% ../nbs/02_attention.ipynb #2ec1dd09
 class MultiHeadAttention(nn.Module):
-    "Every patch looks at every patch, in several heads at once (SigLIP's attention)."
-    def __init__(self, hidden_size: int,   # width D of a patch vector
+    "Bidirectional self-attention in several heads: every patch looks at every patch (SigLIP's attention)."
+    def __init__(self, hidden_size: int,    # width D of a patch vector
                  num_attention_heads: int): # heads nh, each D/nh wide
         super().__init__()
         self.head_dim = hidden_size // num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor: # (B, N, D), in and out
-        q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q = split_heads(self.q_proj(x), self.head_dim) # (B, nh, N, hd)
+        k = split_heads(self.k_proj(x), self.head_dim)
+        v = split_heads(self.v_proj(x), self.head_dim)
         return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))

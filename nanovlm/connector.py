@@ -13,22 +13,27 @@ from torch import Tensor, nn
 def pixel_shuffle(x: Tensor,   # (B, N, D) tokens of a square grid, row by row
                   r: int,      # side of the block folded into one token
                   ) -> Tensor: # (B, N/r², D·r²)
-    "Trade tokens for width: fold every r × r block into one token (arXiv:1609.05158, inverted). A grid that r does not divide is a ValueError."
+    """Trade tokens for width: fold every r × r block into one token (arXiv:1609.05158, inverted).
+
+    Raises ValueError if r does not divide the grid's side."""
     B, N, D = x.shape
     side = math.isqrt(N)
-    if side * side != N or side % r: raise ValueError(f"{N} tokens do not form a square grid that folds into {r} × {r} blocks: choose r to divide the grid's side")
+    if side * side != N or side % r:
+        raise ValueError(f"{N} tokens do not form a square grid that folds into {r} × {r} blocks: "
+                         "choose r to divide the grid's side")
     blocks = x.reshape(B, side // r, r, side // r, r, D).transpose(2, 3) # (B, block row, block column, row, column, D)
     return blocks.reshape(B, N // r**2, D * r**2)
 
 # %% ../nbs/08_connector.ipynb #4317c0e7
 class Connector(nn.Module):
-    "From what the eye puts out to what the mouth takes in: pixel shuffle, then one linear layer (Idefics3, arXiv:2408.12637)."
+    "Pixel shuffle, then one linear layer to the decoder's width (Idefics3, arXiv:2408.12637)."
     def __init__(self, vision_width: int, # D of the vision encoder
                  text_width: int,         # D of the decoder
                  scale_factor: int):      # r of the pixel shuffle
         super().__init__()
         self.scale_factor = scale_factor
-        self.modality_projection = nn.ModuleDict({"proj": nn.Linear(vision_width * scale_factor**2, text_width, bias=False)})
+        folded_width = vision_width * scale_factor**2
+        self.modality_projection = nn.ModuleDict({"proj": nn.Linear(folded_width, text_width, bias=False)})
 
     def forward(self, x: Tensor) -> Tensor: # (images, N, vision width) to (images, N/r², text width)
         return self.modality_projection["proj"](pixel_shuffle(x, self.scale_factor))

@@ -19,7 +19,9 @@ def filter_logits(logits: Tensor,           # (B, V)
                   ) -> Tensor:              # (B, V) float32, -inf where a token is out of the question
     "Reshape the scores: temperature first, then top-k, then top-p (nucleus sampling, arXiv:1904.09751)."
     logits = logits.float() / temperature
-    if top_k: logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], float("-inf"))
+    if top_k:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:] # the k-th largest score
+        logits = logits.masked_fill(logits < least, float("-inf"))
     if top_p < 1:
         p, order = logits.softmax(-1).sort(descending=True)
         drop = p.cumsum(-1) - p >= top_p # p was reached before this token; the one that crosses it stays
@@ -29,46 +31,72 @@ def filter_logits(logits: Tensor,           # (B, V)
 # %% ../nbs/07_generation.ipynb #25394d0f
 def sample(logits: Tensor,           # (B, V)
            temperature: float=0.0,   # 0 = always the likeliest token; 1 = the model's own probabilities
-           top_k: int=0, top_p: float=1.0, # as for `filter_logits`
+           top_k: int=0,             # as for `filter_logits`
+           top_p: float=1.0,         # as for `filter_logits`
            generator: torch.Generator=None, # source of randomness
            ) -> Tensor:              # (B,) token ids
     "Choose the next token of each row: the likeliest, or one drawn from what `filter_logits` leaves."
     if temperature == 0: return logits.argmax(-1)
-    return torch.multinomial(filter_logits(logits, temperature, top_k, top_p).softmax(-1), 1, generator=generator)[:, 0]
+    p = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 # %% ../nbs/07_generation.ipynb #2ec1dd09
-def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask=None): # as for `generate`
-    "A request that cannot be met is a ValueError, with the numbers and the mend."
-    context, (B, T) = model.text_model.config.max_position_embeddings, input_ids.shape
-    if not B * T: raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at least one token")
-    if T + max_new_tokens > context: raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {T + max_new_tokens} exceed the model's context of {context}: shorten the prompt or lower max_new_tokens")
-    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1: raise ValueError(f"need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, not {temperature}, {top_k} and {top_p}")
-    if attention_mask is not None and not attention_mask[:, -1].all(): raise ValueError(f"the prompt of row {int(attention_mask[:, -1].argmin())} ends in padding: pad on the left, so that new tokens follow the prompt")
+def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask=None): # as for `stream`
+    "Raises ValueError if a request cannot be met, with the numbers and how to fix it."
+    B, T = input_ids.shape
+    total = T + max_new_tokens
+    context = model.text_model.config.max_position_embeddings
+    if not B * T:
+        raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at least one token")
+    if total > context:
+        raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {total} exceed the model's "
+                         f"context of {context}: shorten the prompt or lower max_new_tokens")
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError("need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, "
+                         f"not {temperature}, {top_k} and {top_p}")
+    if attention_mask is not None and not attention_mask[:, -1].all():
+        row = int(attention_mask[:, -1].argmin())
+        raise ValueError(f"the prompt of row {row} ends in padding: "
+                         "pad on the left, so that new tokens follow the prompt")
 
 # %% ../nbs/07_generation.ipynb #4317c0e7
 @torch.inference_mode()
-def stream(model, input_ids: Tensor, pixel_values: Tensor=None, attention_mask: Tensor=None, max_new_tokens: int=64, # as for `generate`
-           temperature: float=0.0, top_k: int=0, top_p: float=1.0, eos_token_id: int | list[int]=None, seed: int=None, # as for `generate`
-           ) -> Iterator[Tensor]: # (B,) next tokens; an ended row repeats its end token
-    "Yield one token a row at a time. An ended row leaves the batch, and the loop stops when all have ended."
+def stream(model,                              # a LanguageModel or VisionLanguageModel
+           input_ids: Tensor,                  # (B, T) prompts, padded on the left
+           pixel_values: Tensor=None,          # (images, 3, H, W), in reading order
+           attention_mask: Tensor=None,        # (B, T), 1 = real, 0 = padding
+           max_new_tokens: int=64,             # stop here at the latest
+           temperature: float=0.0,             # as for `sample`: 0 = greedy
+           top_k: int=0,                       # as for `filter_logits`: 0 = all tokens
+           top_p: float=1.0,                   # as for `filter_logits`: 1 = all tokens
+           eos_token_id: int | list[int]=None, # token(s) that end a row
+           seed: int=None,                     # makes sampling repeatable
+           ) -> Iterator[Tensor]:              # (B,) next tokens; an ended row repeats its end token
+    "Yield one token per row at a time. An ended row leaves the batch; the loop stops when all have ended."
     check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask)
-    (B, T), device = input_ids.shape, input_ids.device
+    B, T = input_ids.shape
+    device = input_ids.device
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    ends = torch.tensor([] if eos_token_id is None else eos_token_id, device=device, dtype=torch.long).flatten()
+    ends = [] if eos_token_id is None else eos_token_id
+    ends = torch.tensor(ends, device=device, dtype=torch.long).flatten()
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows, shown = torch.arange(B, device=device), input_ids[:, -1].clone() # rows still running; last token of all rows
-    cache = model.text_model.new_cache(B, T + max_new_tokens)
     images = {} if pixel_values is None else {"pixel_values": pixel_values}
-    for step in range(max_new_tokens):
+    cache = model.text_model.new_cache(B, T + max_new_tokens)
+    rows = torch.arange(B, device=device) # those still running
+    shown = input_ids[:, -1].clone()      # the last token of every row
+    for _ in range(max_new_tokens):
         logits = model(input_ids, attention_mask=mask, cache=cache, logits_to_keep=1, **images)[:, -1]
-        shown[rows] = tokens = sample(logits, temperature, top_k, top_p, generator)
+        tokens = sample(logits, temperature, top_k, top_p, generator)
+        shown[rows] = tokens
         yield shown.clone()
         running = ~torch.isin(tokens, ends)
         if not running.all():
             rows, tokens, mask = rows[running], tokens[running], mask[running]
             for layer in cache: layer.select(running)
         if not len(rows): return
-        input_ids, mask, images = tokens[:, None], F.pad(mask, (0, 1), value=1), {}
+        input_ids = tokens[:, None]
+        mask = F.pad(mask, (0, 1), value=1)
+        images = {}                       # by now they are in the cache
 
 # %% ../nbs/07_generation.ipynb #2fbb2fd6
 def generate(model,                              # a LanguageModel or VisionLanguageModel
@@ -76,10 +104,14 @@ def generate(model,                              # a LanguageModel or VisionLang
              pixel_values: Tensor=None,          # (images, 3, H, W), in reading order
              attention_mask: Tensor=None,        # (B, T), 1 = real, 0 = padding
              max_new_tokens: int=64,             # stop here at the latest
-             temperature: float=0.0, top_k: int=0, top_p: float=1.0, # as in `sample`
+             temperature: float=0.0,             # as for `sample`: 0 = greedy
+             top_k: int=0,                       # as for `filter_logits`: 0 = all tokens
+             top_p: float=1.0,                   # as for `filter_logits`: 1 = all tokens
              eos_token_id: int | list[int]=None, # token(s) that end a row
              seed: int=None,                     # makes sampling repeatable
              ) -> Tensor:                        # (B, ≤ max_new_tokens) new tokens only
-    "All of `stream` at once."
-    steps = list(stream(model, input_ids, pixel_values, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_token_id, seed))
+    "Collect all tokens of `stream`."
+    steps = list(stream(model, input_ids, pixel_values, attention_mask, max_new_tokens,
+                        temperature=temperature, top_k=top_k, top_p=top_p,
+                        eos_token_id=eos_token_id, seed=seed))
     return torch.stack(steps, 1) if steps else input_ids[:, :0]

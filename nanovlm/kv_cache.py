@@ -13,11 +13,12 @@ from .attention import merge_heads, split_heads
 from .rope import apply_rope
 
 # %% ../nbs/05_kv_cache.ipynb #a4087a88
-def causal_mask(T: int, S: int,              # queries: the newest T positions; keys: all S positions so far
+def causal_mask(T: int,                      # queries: the newest T positions
+                S: int,                      # keys: all S positions so far
                 attention_mask: Tensor=None, # (B, S), 1 = real and 0 = padding; or boolean (B, 1, T, S), used as it is
-                device=None,                 # where the mask is needed
-                ) -> Tensor | None:          # boolean (B or 1, 1, T, S), True = may look; None where no more than `is_causal` is needed
-    "Who may look at whom: a token sees itself and what came before it, and never padding."
+                device=None,                 # device of the mask
+                ) -> Tensor | None:          # boolean (B or 1, 1, T, S), True = may look; None where `is_causal` is enough
+    "Mask by which a token sees itself and what came before it, and never padding."
     if attention_mask is not None and attention_mask.dim() == 4: return attention_mask
     padded = attention_mask is not None and not attention_mask.all()
     if not padded and T in (1, S): return None
@@ -27,43 +28,63 @@ def causal_mask(T: int, S: int,              # queries: the newest T positions; 
 # %% ../nbs/05_kv_cache.ipynb #25394d0f
 class KVCache:
     "One layer's keys and values, in memory set aside once for `max_length` positions."
-    def __init__(self, batch_size: int, num_key_value_heads: int, # rows B, heads nkv
-                 max_length: int, # positions to make room for
-                 head_dim: int,   # width hd of a head
-                 **kwargs):       # dtype and device
-        self.keys, self.values = (torch.empty(batch_size, num_key_value_heads, max_length, head_dim, **kwargs) for _ in range(2))
-        self.length = 0 # positions filled so far
+    def __init__(self, batch_size: int,    # rows B
+                 num_key_value_heads: int, # heads nkv
+                 max_length: int,          # positions to make room for
+                 head_dim: int,            # width hd of a head
+                 **kwargs):                # dtype and device
+        shape = batch_size, num_key_value_heads, max_length, head_dim
+        self.keys = torch.empty(shape, **kwargs)
+        self.values = torch.empty(shape, **kwargs)
+        self.length = 0                    # positions filled so far
 
     def update(self, k: Tensor, v: Tensor, # (B, nkv, T, hd) keys and values of T new positions
                ) -> tuple[Tensor, Tensor]: # all keys and values so far, (B, nkv, S, hd)
-        "Write new positions behind the old ones. More than there is room for is a ValueError."
+        "Write new positions behind the old ones. Raises ValueError if there is no room for them."
         start, end = self.length, self.length + k.shape[2]
-        if end > self.keys.shape[2]: raise ValueError(f"the cache holds {self.keys.shape[2]} positions, {end} were asked for: make it longer")
-        self.keys[:, :, start:end], self.values[:, :, start:end], self.length = k, v, end
+        room = self.keys.shape[2]
+        if end > room:
+            raise ValueError(f"the cache holds {room} positions, {end} were asked for: make it longer")
+        self.keys[:, :, start:end] = k
+        self.values[:, :, start:end] = v
+        self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def select(self, rows: Tensor): # (B,) boolean: rows to keep
-        "Forget the rows that are finished."
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        "Drop all other rows, such as those that are finished."
+        self.keys = self.keys[rows]
+        self.values = self.values[rows]
 
 # %% ../nbs/05_kv_cache.ipynb #2ec1dd09
 class GroupedQueryAttention(nn.Module):
     "Causal attention in which groups of query heads share one key-value head (arXiv:2305.13245)."
-    def __init__(self, hidden_size: int, # width D of a token
-                 num_attention_heads: int, num_key_value_heads: int, # query heads nh, key-value heads nkv; nkv divides nh
-                 head_dim: int):   # width hd of a head
+    def __init__(self, hidden_size: int,   # width D of a token
+                 num_attention_heads: int, # query heads nh
+                 num_key_value_heads: int, # key-value heads nkv, which divides nh
+                 head_dim: int):           # width hd of a head
         super().__init__()
         self.head_dim = head_dim
         self.q_proj = nn.Linear(hidden_size, num_attention_heads * head_dim, bias=False)
-        self.k_proj, self.v_proj = (nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False) for _ in range(2))
+        self.k_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_attention_heads * head_dim, hidden_size, bias=False)
 
-    def forward(self, x: Tensor,            # (B, T, D)
-                cos: Tensor, sin: Tensor,   # (B, 1, T, hd) from `rope_tables`
-                mask: Tensor=None, cache: KVCache=None, # from `causal_mask`; this layer's, extended here
-                ) -> Tensor:                # (B, T, D)
-        q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        if cache is not None: k, v = cache.update(k, v)
-        if mask is not None and q.shape[2] > 1: k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v)) # a GPU's fast kernels take a mask, or fewer key heads, not both
-        return self.o_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=True)))
+    def forward(self, x: Tensor,           # (B, T, D)
+                cos: Tensor, sin: Tensor,  # (B, 1, T, hd) each, from `rope_tables`
+                mask: Tensor=None,         # from `causal_mask`
+                cache: KVCache=None,       # this layer's; extended here
+                ) -> Tensor:               # (B, T, D)
+        q = split_heads(self.q_proj(x), self.head_dim)  # (B, nh, T, hd)
+        k = split_heads(self.k_proj(x), self.head_dim)  # (B, nkv, T, hd)
+        v = split_heads(self.v_proj(x), self.head_dim)
+        q = apply_rope(q, cos, sin)
+        k = apply_rope(k, cos, sin)
+        if cache is not None: k, v = cache.update(k, v) # (B, nkv, S, hd)
+        several = q.shape[2] > 1
+        if several and mask is not None:                # a GPU's fast kernels take a mask or shared keys, not both
+            group = q.shape[1] // k.shape[1]
+            k = k.repeat_interleave(group, 1)
+            v = v.repeat_interleave(group, 1)
+        causal = several and mask is None
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+        return self.o_proj(merge_heads(mixed))

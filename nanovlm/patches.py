@@ -14,9 +14,14 @@ from torch import Tensor, nn
 def patchify(images: Tensor,   # (B, C, H, W) pixels
              patch_size: int,  # side P of a square patch, in pixels
              ) -> Tensor:      # (B, N, C·P·P) patches, row by row, N = H/P · W/P
-    "Cut images into flat patches; each keeps the order (channel, row, column). A side that P does not divide is a ValueError."
-    (B, C, H, W), P = images.shape, patch_size
-    if H % P or W % P: raise ValueError(f"a {H} × {W} image cannot be cut into {P} × {P} patches: resize it to multiples of {P}")
+    """Cut images into flat patches; each keeps the order (channel, row, column).
+
+    Raises ValueError if P does not divide a side."""
+    B, C, H, W = images.shape
+    P = patch_size
+    if H % P or W % P:
+        raise ValueError(f"a {H} × {W} image cannot be cut into {P} × {P} patches: "
+                         f"resize it to multiples of {P}")
     blocks = images.reshape(B, C, H // P, P, W // P, P)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P * (W // P), C * P * P)
 
@@ -24,7 +29,7 @@ def patchify(images: Tensor,   # (B, C, H, W) pixels
 def interpolate_positions(weight: Tensor,        # (N, D) one vector for each cell of a square grid, row by row
                           grid: tuple[int, int], # cells down and across that are wanted
                           ) -> Tensor:           # (h·w, D)
-    "Stretch learnt position embeddings over another grid, bicubically (as transformers' `interpolate_pos_encoding`)."
+    "Stretch position embeddings over another grid, bicubically (transformers' `interpolate_pos_encoding`)."
     side = math.isqrt(len(weight))
     if tuple(grid) == (side, side): return weight
     square = weight.T.reshape(1, -1, side, side)
@@ -32,7 +37,7 @@ def interpolate_positions(weight: Tensor,        # (N, D) one vector for each ce
 
 # %% ../nbs/01_patches.ipynb #4317c0e7
 class VisionEmbeddings(nn.Module):
-    "Pixels to patch vectors that know their place (SigLIP's embeddings; ViT, arXiv:2010.11929)."
+    "Linear layer on patches, plus position embeddings (SigLIP's embeddings; ViT, arXiv:2010.11929)."
     def __init__(self, hidden_size: int, # width D of a patch vector
                  image_size: int,        # side of the images trained on, in pixels
                  patch_size: int,        # side P of a patch, in pixels
@@ -43,7 +48,10 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor, # (B, C, H, W)
                 ) -> Tensor:                # (B, N, D)
-        P, filters = self.patch_embedding.kernel_size[0], self.patch_embedding.weight.flatten(1)
-        h, w = (side // P for side in pixel_values.shape[-2:]) # pixels beyond the last whole patch are left out, as a convolution does
-        x = F.linear(patchify(pixel_values[..., :h * P, :w * P].to(filters.dtype), P), filters, self.patch_embedding.bias)
+        P = self.patch_embedding.kernel_size[0]
+        filters = self.patch_embedding.weight.flatten(1)     # (D, C·P·P)
+        h, w = (side // P for side in pixel_values.shape[-2:])
+        whole = pixel_values[..., :h * P, :w * P]            # like a convolution: pixels beyond the last whole patch are left out
+        patches = patchify(whole.to(filters.dtype), P)       # (B, N, C·P·P)
+        x = F.linear(patches, filters, self.patch_embedding.bias)
         return x + interpolate_positions(self.position_embedding.weight, (h, w))

@@ -12,18 +12,19 @@ from torch import Tensor
 # %% ../nbs/04_rope.ipynb #a4087a88
 def rope_tables(position_ids: Tensor, # (B, T) integers, or fractions to interpolate
                 head_dim: int,        # width hd of a head, even
-                rope_theta: float,    # base θ: pair i turns by θ^(-2i/hd) radians a position
+                rope_theta: float,    # base θ: pair i turns by θ^(-2i/hd) radians per position
                 ) -> tuple[Tensor, Tensor]: # cos and sin, each (B, 1, T, hd), float32
-    "The turning angle of each pair of numbers at each position (RoFormer, arXiv:2104.09864, §3.2)."
+    "Cosine and sine of each pair's turning angle at each position (RoFormer, arXiv:2104.09864, §3.2)."
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
     angles = position_ids[:, None, :, None].float() * (1 / rope_theta ** exponents) # (B, 1, T, hd/2)
-    return tuple(torch.cat([t, t], -1) for t in (angles.cos(), angles.sin()))
+    angles = torch.cat([angles, angles], -1) # both numbers of a pair turn by the same angle
+    return angles.cos(), angles.sin()
 
 # %% ../nbs/04_rope.ipynb #25394d0f
 def apply_rope(x: Tensor,   # (B, nh, T, hd) queries or keys
                cos: Tensor, # (B, 1, T, hd) cosines, from `rope_tables`
                sin: Tensor, # (B, 1, T, hd) sines, likewise
-               ) -> Tensor: # (B, nh, T, hd), in x's type
-    "Turn number i and number i + hd/2 of every head as a pair, by their position's angle (Llama's half-split layout)."
+               ) -> Tensor: # (B, nh, T, hd), in x's dtype
+    "Turn numbers i and i + hd/2 of each head as a pair, by the position's angle (Llama's half-split layout)."
     first, second = x.chunk(2, -1)
     return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)

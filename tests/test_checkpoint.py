@@ -6,7 +6,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from conftest import TINY
 from nanovlm import processor as processor_module
-from nanovlm.bench import mended
+from nanovlm.bench import fix_positions
 from nanovlm.data import easy_vqa
 from nanovlm.evaluation import evaluate, predict
 from nanovlm.hub import load
@@ -35,7 +35,7 @@ def theirs(folder):
     "transformers' model and processor of a folder."
     from transformers import AutoModelForImageTextToText, AutoProcessor
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return mended(model), AutoProcessor.from_pretrained(folder)
+    return fix_positions(model), AutoProcessor.from_pretrained(folder)
 
 def test_transformers_gives_the_same_answers(trained, questions):
     rows, asked = questions
@@ -64,7 +64,7 @@ def test_round_trip_changes_no_bit_and_no_answer(trained, questions, tmp_path):
 def test_pipeline_gives_the_same_answers(trained, questions):
     from transformers import pipeline
     answer = pipeline("image-text-to-text", model=str(TINY), device="cpu")
-    mended(answer.model)
+    fix_positions(answer.model)
     options = dict(max_new_tokens=16, return_full_text=False, generate_kwargs=dict(do_sample=False))
     for path, question in questions[1][::60]:
         said = answer(text=conversation(path, question), **options)[0]["generated_text"]

@@ -4,7 +4,7 @@ import torch
 import transformers
 from transformers import (AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig,
                           SiglipVisionModel)
-from nanovlm.bench import mended
+from nanovlm.bench import fix_positions
 from nanovlm.generation import filter_logits, generate
 from nanovlm.language import LanguageModel, TextConfig
 from nanovlm.model import VisionLanguageModel, VLMConfig
@@ -139,7 +139,7 @@ def vlm(request, tmp_path):
     theirs, info = AutoModelForImageTextToText.from_pretrained(
         tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info.values()), info
-    return ours, mended(theirs)
+    return ours, fix_positions(theirs)
 
 def vlm_batch(config, images_per_row=1, length=60):
     "Two rows with as many images each, apart from one another."

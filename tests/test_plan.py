@@ -9,7 +9,7 @@ from nanovlm.cli import main
 from nanovlm.frozen import add_lora
 from nanovlm.model import VisionLanguageModel, VLMConfig
 from nanovlm.scaling import GPUS, LiveBytes, Plan, kept_for_backward, largest_batch, mfu_meter, training_work
-from nanovlm.training import TrainConfig, parameter_groups, speed_up
+from nanovlm.training import TrainConfig, parameter_groups, wrap_layers
 
 QUICK = full_size(quick=True)
 SMALL = replace(QUICK, text_config=replace(QUICK.text_config, vocab_size=49280))
@@ -51,7 +51,7 @@ def test_memory_is_what_a_step_holds(options):
                          cache_features=plan.cache_features)
     if plan.lora: add_lora(model, plan.lora)
     groups = parameter_groups(model, config)
-    speed_up(model, config)
+    wrap_layers(model, config)
     def batch(rows):
         mask = torch.ones(rows, 1, 177, 177).bool().tril()
         made = training_batch(SMALL, rows) | dict(attention_mask=mask)

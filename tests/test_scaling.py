@@ -8,13 +8,14 @@ from safetensors.torch import load_file
 from nanovlm.batches import Source, Windows
 from nanovlm.cli import main
 from nanovlm.data import Examples, draw, load_data, pack, stack
-from nanovlm.demo import split_rows, tiny_model
+from nanovlm.data import split_rows
+from nanovlm.processor import tiny_model
 from nanovlm.model import VisionLanguageModel
 from nanovlm.runs import read_lines, state_files
-from nanovlm.training import TrainConfig, make_optimizers, speed_up, train, training_step
+from nanovlm.training import TrainConfig, make_optimizers, wrap_layers, train, training_step
 
 SMALL = dict(batch_size=4, progress=False)
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nanovlm.training"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nanovlm", "train"]
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
 def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -39,7 +40,7 @@ def samples(rows, processor):
     examples = Examples(rows, processor)
     seen = [draw(examples[i], i % 5 + 1) for i in range(12)]
     turn = processor.example("is it a text?", "yes", [])
-    text = dict(head=processor.head([]), turns=[turn], pixel_values=torch.zeros(0, 3, 64, 64))
+    text = dict(prefix=processor.prefix([]), turns=[turn], pixel_values=torch.zeros(0, 3, 64, 64))
     return seen + [draw(text, 1)]
 
 def test_a_packed_sample_has_the_loss_it_has_alone(model, samples):
@@ -80,24 +81,24 @@ def test_rows_keep_their_limits(samples, length, squares):
 
 def test_a_sample_too_long_for_a_row(rows, processor, samples):
     example = Examples(rows, processor)[0]
-    prefix = len(example["head"])
+    prefix = len(example["prefix"])
     assert draw(example, 9, prefix + 5) is None
     assert len(draw(example, 9, prefix + 40)["ids"]) <= prefix + 40
     with pytest.raises(ValueError, match="room for 20"): pack(samples, 20)
 
-# The place in the data
+# The cursor in the data
 
 @pytest.mark.parametrize("options", [{}, dict(length=256)], ids=["padded", "packed"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_go_on_from_any_place(rows, processor, options, workers):
+def test_batches_go_on_from_any_cursor(rows, processor, options, workers):
     windows = Windows(Examples(rows, processor), 8, **options)
     whole = Source(windows, workers)
-    batches, places = [], []
+    batches, cursors = [], []
     for _ in range(9):
-        places.append(json.loads(json.dumps(whole.place))) # as a file gives it back
+        cursors.append(json.loads(json.dumps(whole.cursor))) # as a file gives it back
         batches.append(next(whole)["batch"])
     for n in (1, 4, 8):
-        again = Source(windows, workers, place=places[n])
+        again = Source(windows, workers, cursor=cursors[n])
         assert all(same(next(again)["batch"], b) for b in batches[n:])
 
 def test_the_order_does_not_depend_on_the_number_of_workers(rows, processor):
@@ -149,7 +150,7 @@ def test_a_stream_is_shared_out_and_goes_on(cauldron, processor, readers, no_sle
         examples = Examples(rows, processor)
         source = iter(Windows(examples, **options))
         items = [next(source) for _ in range(6)] # beyond the first pass
-        again = iter(Windows(examples, **options, place=items[3]["place"]))
+        again = iter(Windows(examples, **options, cursor=items[3]["cursor"]))
         assert same(next(again)["batch"], items[4]["batch"])
         for item in items[:count // 8 // readers]: # the first pass
             seen += [round(p.sum().item(), 2) for p in item["batch"]["pixel_values"]]
@@ -254,7 +255,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(rows, tmp_path):
 
 def test_the_order_to_stop_saves_and_ends_well(tmp_path, command):
     flags = ["--output-dir", str(tmp_path), "--batch-size", "4", "--no-progress", "--steps"]
-    start = [sys.executable, "-m", "nanovlm.training", *flags, "500"]
+    start = [sys.executable, "-m", "nanovlm", "train", *flags, "500"]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, text=True)
     while len(read_lines(tmp_path / "history.jsonl")) < 3:
         assert process.poll() is None, "it ended before it was told to"
@@ -361,12 +362,12 @@ compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile nee
 def test_switches_of_speed_and_memory_change_no_gradient(model, samples, switch, atol, rtol):
     batch, grads = stack(pack(samples, 200)), []
     for config in (TrainConfig(), TrainConfig(**{switch: True})):
-        speed_up(model, config)
+        wrap_layers(model, config)
         model.zero_grad()
         model(**batch).backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(*grads, atol=atol, rtol=rtol)
-    speed_up(model, TrainConfig())
+    wrap_layers(model, TrainConfig())
     assert not any("forward" in vars(m) for m in model.modules())
 
 @pytest.mark.parametrize("options", [

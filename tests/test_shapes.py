@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
-from nanovlm.bench import PARITY, forward_bytes, fresh_process, full_size, mended, parity
+from nanovlm.bench import PARITY, forward_bytes, fresh_process, full_size, fix_positions, parity
 from nanovlm.data import easy_vqa
 from conftest import TINY
 from nanovlm.hub import load
@@ -23,7 +23,7 @@ def test_equal_to_transformers(name):
 def test_half_precision_chooses_the_same_tokens(dtype):
     "Of a trained model, so that scores are apart: random ones tie within the rounding."
     ours, processor = load("tiny", dtype=dtype)
-    theirs = mended(AutoModelForImageTextToText.from_pretrained(TINY, dtype=dtype))
+    theirs = fix_positions(AutoModelForImageTextToText.from_pretrained(TINY, dtype=dtype))
     same = []
     with torch.inference_mode():
         for row in easy_vqa("test").select(range(40)):
