@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATINGS', 'cauldron_features', 'from_questions', 'easy_vqa', 'image_folder', 'in_schema', 'find_subsets', 'mixture',
-           'load_data', 'Examples', 'draw', 'stack', 'collate', 'pack']
+           'load_data', 'Examples', 'draw', 'stack', 'collate', 'pack', 'split_rows']
 
 # %% ../nbs/11_data.ipynb #7894cb1e
 import difflib
@@ -167,7 +167,7 @@ class Examples(torch.utils.data.Dataset):
             try: turns.append(self.processor.example(t["user"], t["assistant"], grids))
             except ValueError as error: self.unusable[i, n] = str(error)
         if not row["texts"]: self.unusable[i, None] = "a row has no questions"
-        return dict(pixel_values=pixels, head=self.processor.head(grids), turns=turns) if turns else None
+        return dict(pixel_values=pixels, prefix=self.processor.prefix(grids), turns=turns) if turns else None
 
 # %% ../nbs/11_data.ipynb #a8627948
 def draw(example: dict,     # from `Examples`
@@ -176,14 +176,14 @@ def draw(example: dict,     # from `Examples`
          generator: torch.Generator=None, # source of randomness
          ) -> dict | None:  # ids, labels, segment, position: lists of one length; pixel_values. None where nothing fits
     "An image prefix with some of its questions behind it."
-    ids = [*example["head"]]
+    ids = [*example["prefix"]]
     labels, segment, position = [-100] * len(ids), [0] * len(ids), [*range(len(ids))]
     for n in torch.randperm(len(example["turns"]), generator=generator)[:questions].tolist():
         turn, answer = example["turns"][n]
         if length and len(ids) + len(turn) + len(answer) > length: continue
         ids += turn + answer
         labels += [-100] * len(turn) + answer
-        position += range(len(example["head"]), len(example["head"]) + len(turn + answer))
+        position += range(len(example["prefix"]), len(example["prefix"]) + len(turn + answer))
         segment += [segment[-1] + 1] * len(turn + answer)
     return dict(ids=ids, labels=labels, segment=segment, position=position, pixel_values=example["pixel_values"]) if segment and segment[-1] else None
 
@@ -224,3 +224,18 @@ def pack(samples: list[dict], # from `draw`
         row[0], row[1] = row[0] - tokens, row[1] + squares
         row[2].append(s)
     return [row[2] for row in rows]
+
+# %% ../nbs/11_data.ipynb #84ab51db
+import zlib
+
+def split_rows(rows,              # Dataset or stream in The Cauldron's schema
+               share: float=0.05, # of the rows (images) that is held out
+               most: int=1000,    # rows that are held out at most; of a stream, whose length nobody knows, a fifth of them
+               seed: int=0,       # of the choice
+               ):                 # -> training rows, validation rows
+    "Hold some images out: they choose the checkpoint, so that the test set need not."
+    if not hasattr(rows, "__len__"): # what a row holds decides, so that several readers, each with its part of the stream, agree
+        def held(row): return zlib.crc32(repr((row["texts"], [i["bytes"] or i["path"] for i in row["images"]])).encode()) % 1000 < 1000 * share
+        return rows.filter(lambda row: not held(row)), list(rows.filter(held).take(most // 5))
+    parts = rows.train_test_split(test_size=min(most, max(1, round(share * len(rows)))), seed=seed)
+    return parts["train"], parts["test"]

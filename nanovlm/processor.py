@@ -344,6 +344,9 @@ def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
                    ) -> dict:    # the arguments of `Processor`
     "Read a processor's files. Raises FileNotFoundError or ValueError for what is missing or unusable."
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if not (folder / "processor_config.json").exists():
+        raise FileNotFoundError(f"{folder}/processor_config.json is missing: no Idefics3 or SmolVLM "
+                                "folder; nanovlm.load opens the other formats that are known")
     more, text = read_json(folder / "processor_config.json"), read_json(folder / "tokenizer_config.json")
     image = more.get("image_processor") or read_json(folder / "preprocessor_config.json") # transformers 5: one file
     check_pixel_settings(image, folder)

@@ -65,9 +65,9 @@ def test_pipeline_gives_the_same_answers(trained, questions):
     from transformers import pipeline
     answer = pipeline("image-text-to-text", model=str(TINY), device="cpu")
     fix_positions(answer.model)
-    options = dict(max_new_tokens=16, return_full_text=False, generate_kwargs=dict(do_sample=False))
     for path, question in questions[1][::60]:
-        said = answer(text=conversation(path, question), **options)[0]["generated_text"]
+        said = answer(text=conversation(path, question), max_new_tokens=16, return_full_text=False,
+                      generate_kwargs=dict(do_sample=False))[0]["generated_text"]
         assert ask(*trained, path, question) == said.strip()
 
 MODES = [("RGB", (64, 64)), ("RGB", (200, 31)), ("L", (90, 120)), ("RGBA", (50, 70)), ("P", (33, 64))]
