@@ -125,7 +125,7 @@ class EvaluateCommand:
 @dataclass
 class PlanCommand(Plan):
     "Plan the memory of a training step on a GPU, and the time of a run (chapter 16). Nothing is run."
-    config: tyro.conf.Suppress[VLMConfig] = None # follows from model
+    config: tyro.conf.Suppress[VLMConfig | None] = None # follows from model
     model: Literal["nanovlm-222m", "smolvlm-256m", "tiny"] = "nanovlm-222m" # sizes
 
     def __post_init__(self):
