@@ -47,10 +47,12 @@ def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, a
     total = T + max_new_tokens
     context = model.text_model.config.max_position_embeddings
     if not B * T:
-        raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at least one token")
+        raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at "
+                         "least one token")
     if total > context:
-        raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {total} exceed the model's "
-                         f"context of {context}: shorten the prompt or lower max_new_tokens")
+        raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {total} "
+                         f"exceed the model's context of {context}: shorten the prompt "
+                         "or lower max_new_tokens")
     if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError("need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, "
                          f"not {temperature}, {top_k} and {top_p}")
@@ -111,7 +113,5 @@ def generate(model,                              # a LanguageModel or VisionLang
              seed: int=None,                     # makes sampling repeatable
              ) -> Tensor:                        # (B, ≤ max_new_tokens) new tokens only
     "Collect all tokens of `stream`."
-    steps = list(stream(model, input_ids, pixel_values, attention_mask, max_new_tokens,
-                        temperature=temperature, top_k=top_k, top_p=top_p,
-                        eos_token_id=eos_token_id, seed=seed))
+    steps = list(stream(**locals())) # with the same arguments
     return torch.stack(steps, 1) if steps else input_ids[:, :0]

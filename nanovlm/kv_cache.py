@@ -44,7 +44,8 @@ class KVCache:
         start, end = self.length, self.length + k.shape[2]
         room = self.keys.shape[2]
         if end > room:
-            raise ValueError(f"the cache holds {room} positions, {end} were asked for: make it longer")
+            raise ValueError(f"the cache holds {room} positions, {end} were asked for: "
+                             "make it longer")
         self.keys[:, :, start:end] = k
         self.values[:, :, start:end] = v
         self.length = end
@@ -77,8 +78,7 @@ class GroupedQueryAttention(nn.Module):
         q = split_heads(self.q_proj(x), self.head_dim)  # (B, nh, T, hd)
         k = split_heads(self.k_proj(x), self.head_dim)  # (B, nkv, T, hd)
         v = split_heads(self.v_proj(x), self.head_dim)
-        q = apply_rope(q, cos, sin)
-        k = apply_rope(k, cos, sin)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None: k, v = cache.update(k, v) # (B, nkv, S, hd)
         several = q.shape[2] > 1
         if several and mask is not None:                # a GPU's fast kernels take a mask or shared keys, not both
@@ -86,5 +86,5 @@ class GroupedQueryAttention(nn.Module):
             k = k.repeat_interleave(group, 1)
             v = v.repeat_interleave(group, 1)
         causal = several and mask is None
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
         return self.o_proj(merge_heads(mixed))

@@ -34,15 +34,17 @@ class TextConfig:
         heads = self.num_attention_heads
         if self.head_dim is None:
             if self.hidden_size % heads:
-                raise ValueError(f"text: hidden_size {self.hidden_size} is not a multiple of "
-                                 f"num_attention_heads {heads}: change one of them or give head_dim")
+                raise ValueError(f"text: hidden_size {self.hidden_size} is not a "
+                                 f"multiple of num_attention_heads {heads}: change one "
+                                 "of them or give head_dim")
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if heads % self.num_key_value_heads:
-            raise ValueError(f"text: num_attention_heads {heads} is not a multiple of num_key_value_heads "
-                             f"{self.num_key_value_heads}: change one of them")
+            raise ValueError(f"text: num_attention_heads {heads} is not a multiple of "
+                             f"num_key_value_heads {self.num_key_value_heads}: change "
+                             "one of them")
         if self.head_dim % 2:
-            raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary embedding turns pairs: "
-                             "make it even")
+            raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary "
+                             "embedding turns pairs: make it even")
 
     @classmethod
     def from_dict(cls, config: dict) -> "TextConfig": # a Llama config.json, or the text_config of a VLM
@@ -53,8 +55,9 @@ class TextConfig:
                              "use a checkpoint with plain RoPE")
         for name, plain in dict(hidden_act="silu", attention_bias=False, mlp_bias=False).items():
             if config.get(name, plain) != plain:
-                raise ValueError(f"the text config has {name} = {config[name]!r}, the decoder has {plain!r}: "
-                                 "use a Llama-style checkpoint such as SmolLM2")
+                raise ValueError(f"the text config has {name} = {config[name]!r}, the "
+                                 f"decoder has {plain!r}: use a Llama-style checkpoint "
+                                 "such as SmolLM2")
         left_out = dict(tie_word_embeddings=False, rope_theta=rope.get("rope_theta", 10_000.0), # Llama's defaults
                         rms_norm_eps=1e-6, max_position_embeddings=2048)
         return cls(**left_out | pick_fields(cls, config))
@@ -112,7 +115,8 @@ class TextModel(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def new_cache(self, batch_size: int, # rows B
@@ -139,8 +143,8 @@ class TextModel(nn.Module):
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         mask = causal_mask(T, start + T, attention_mask, x.device)
         for i, layer in enumerate(self.layers):
-            last = layer is self.layers[-1] # only the last layer may leave positions out
-            x = layer(x, cos, sin, mask, cache[i] if cache else None, wanted if last else slice(None))
+            kept = wanted if layer is self.layers[-1] else slice(None) # the others need all positions
+            x = layer(x, cos, sin, mask, cache[i] if cache else None, kept)
         return self.norm(x)
 
 # %% ../nbs/06_language.ipynb #4fbdb4ed
@@ -174,14 +178,16 @@ class LanguageModel(nn.Module):
         x = self.text_model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if labels is None:
             last = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-            hidden = self.text_model(x, attention_mask, position_ids, cache, wanted=(slice(None), last))
+            hidden = self.text_model(x, attention_mask, position_ids, cache,
+                                     (slice(None), last))
             return self.lm_head(hidden)
         targets = F.pad(labels[:, 1:], (0, 1), value=-100) # position t predicts token t + 1
         labelled = targets != -100
         if not labelled.any():
-            raise ValueError("no labelled token in the batch, so nothing to learn: check the label mask, "
-                             "and that max_length leaves room for answers")
-        hidden = self.text_model(x, attention_mask, position_ids, cache, wanted=labelled)
+            raise ValueError("no labelled token in the batch, so nothing to learn: check "
+                             "the label mask, and that max_length leaves room for "
+                             "answers")
+        hidden = self.text_model(x, attention_mask, position_ids, cache, labelled)
         return F.cross_entropy(self.lm_head(hidden).float(), targets[labelled])
 
     @classmethod
@@ -189,4 +195,5 @@ class LanguageModel(nn.Module):
                         **options,                # dtype, device, revision
                         ) -> "LanguageModel":
         "Load a Llama checkpoint such as HuggingFaceTB/SmolLM2-135M, strictly."
-        return load_model(cls, name_or_folder, TextConfig.from_dict, {"text_model.": "model."}, **options)
+        return load_model(cls, name_or_folder, TextConfig.from_dict,
+                          {"text_model.": "model."}, **options)

@@ -27,11 +27,13 @@ class VLMConfig:
     def __post_init__(self):
         v, r, vocabulary = self.vision_config, self.scale_factor, self.text_config.vocab_size
         if v.grid % r:
-            raise ValueError(f"a grid of {v.grid} × {v.grid} patches ({v.image_size} / {v.patch_size}) does "
-                             f"not fold into {r} × {r} blocks: choose scale_factor to divide {v.grid}")
+            raise ValueError(f"a grid of {v.grid} × {v.grid} patches ({v.image_size} / "
+                             f"{v.patch_size}) does not fold into {r} × {r} blocks: "
+                             f"choose scale_factor to divide {v.grid}")
         if not 0 <= self.image_token_id < vocabulary:
-            raise ValueError(f"image_token_id {self.image_token_id} is outside the vocabulary of "
-                             f"{vocabulary}: raise vocab_size or choose another id")
+            raise ValueError(f"image_token_id {self.image_token_id} is outside the "
+                             f"vocabulary of {vocabulary}: raise vocab_size or choose "
+                             "another id")
 
     @property
     def image_seq_len(self) -> int: # tokens one image takes
@@ -42,8 +44,8 @@ class VLMConfig:
         "The model that the course trains from scratch on a CPU."
         shared = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4)
         vision = VisionConfig(**shared, num_hidden_layers=3, image_size=64, patch_size=8)
-        text = TextConfig(**shared, num_hidden_layers=1, num_key_value_heads=2, vocab_size=512,
-                          max_position_embeddings=512, rope_theta=10_000.0)
+        text = TextConfig(**shared, num_hidden_layers=1, num_key_value_heads=2,
+                          vocab_size=512, max_position_embeddings=512, rope_theta=10_000.0)
         return cls(vision, text, scale_factor=2, image_token_id=5)
 
     @classmethod
@@ -61,22 +63,26 @@ class VLMConfig:
     def from_dict(cls, config: dict) -> "VLMConfig": # config.json of an Idefics3 or SmolVLM checkpoint
         "Pick the sizes of all parts. Raises ValueError if the file is another format's, or not complete."
         if config.get("model_type") not in ("idefics3", "smolvlm"):
-            raise ValueError(f"config.json has model_type {config.get('model_type')!r}, not 'idefics3' or "
-                             "'smolvlm': nanovlm.load opens the other formats that are known")
+            raise ValueError(f"config.json has model_type {config.get('model_type')!r}, "
+                             "not 'idefics3' or 'smolvlm': nanovlm.load opens the other "
+                             "formats that are known")
         parts = "vision_config", "text_config", "scale_factor", "image_token_id"
         missing = [name for name in parts if name not in config]
         if missing:
-            raise ValueError(f"config.json lacks {missing}: it is not a complete Idefics3 configuration")
+            raise ValueError(f"config.json lacks {missing}: it is not a complete "
+                             "Idefics3 configuration")
         vision, text, scale_factor, image_token_id = (config[name] for name in parts)
         text = text | dict(tie_word_embeddings=config.get("tie_word_embeddings", False)) # the outer one counts
-        return cls(VisionConfig.from_dict(vision), TextConfig.from_dict(text), scale_factor, image_token_id)
+        sizes = VisionConfig.from_dict(vision), TextConfig.from_dict(text)
+        return cls(*sizes, scale_factor, image_token_id)
 
     def to_dict(self) -> dict: # the content of config.json
         "Write the sizes as transformers' Idefics3 configuration, readable by its versions 4 and 5."
         vision, text = asdict(self.vision_config), asdict(self.text_config)
-        vision |= dict(model_type="idefics3_vision", hidden_act="gelu_pytorch_tanh", attention_dropout=0.0)
-        text |= dict(model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False)
-        text |= dict(rope_parameters=dict(rope_type="default", rope_theta=self.text_config.rope_theta))
+        vision |= dict(model_type="idefics3_vision", hidden_act="gelu_pytorch_tanh",
+                       attention_dropout=0.0)
+        text |= dict(model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
+                     rope_parameters=dict(rope_type="default", rope_theta=text["rope_theta"]))
         return dict(
             architectures=["Idefics3ForConditionalGeneration"], model_type="idefics3",
             image_token_id=self.image_token_id, scale_factor=self.scale_factor,
@@ -94,10 +100,11 @@ def init_weights(model: nn.Module): # a VisionLanguageModel, changed in place
         if name.startswith("vision_model"): stack = model.vision_model.encoder["layers"]
         writes = name.endswith(("out_proj", "o_proj", "fc2", "down_proj")) # into the residual stream
         scale = (2 * len(stack)) ** -0.5 if writes else 1.0
-        if isinstance(module, nn.Embedding): module.weight.normal_(std=module.embedding_dim ** -0.5)
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(std=module.embedding_dim ** -0.5)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.normal_(std=scale * module.weight[0].numel() ** -0.5)
-            if isinstance(module, nn.Conv2d): module.weight.sub_(module.weight.mean((1, 2, 3), keepdim=True))
+            weight = module.weight.normal_(std=scale * module.weight[0].numel() ** -0.5)
+            if isinstance(module, nn.Conv2d): weight.sub_(weight.mean((1, 2, 3), keepdim=True))
             if module.bias is not None: module.bias.zero_()
 
 # %% ../nbs/09_model.ipynb #2ec1dd09
@@ -107,10 +114,10 @@ class VisionLanguageModel(LanguageModel):
     "A language model that also sees: image vectors replace image tokens (Idefics3, arXiv:2408.12637)."
     def __init__(self, config: VLMConfig): # sizes of all parts
         super().__init__(config.text_config)
-        vision_width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        vision, text = config.vision_config, config.text_config
         self.config = config
-        self.vision_model = VisionModel(config.vision_config)
-        self.connector = Connector(vision_width, text_width, config.scale_factor)
+        self.vision_model = VisionModel(vision)
+        self.connector = Connector(vision.hidden_size, text.hidden_size, config.scale_factor)
         if not self.lm_head.weight.is_meta: init_weights(self) # without memory, it waits for weights from a file
 
     def encode(self, pixel_values: Tensor, # (images, 3, H, W); or what the encoder made of them, (images, N, D)
@@ -124,14 +131,14 @@ class VisionLanguageModel(LanguageModel):
               ) -> Tensor:                     # (B, T, D)
         "Look up token vectors and splice image vectors in. Raises ValueError if their counts differ."
         x = self.text_model.embed_tokens(input_ids)
-        if pixel_values is None: images = x.new_zeros(0, self.config.image_seq_len, x.shape[-1])
-        else: images = self.encode(pixel_values)
+        images = x.new_zeros(0, self.config.image_seq_len, x.shape[-1]) # none
+        if pixel_values is not None: images = self.encode(pixel_values)
         slots = input_ids == self.config.image_token_id
         count, length = images.shape[:2]
         if slots.sum() != count * length:
-            raise ValueError(f"{slots.sum()} image tokens in input_ids, but {count} images × {length} = "
-                             f"{count * length} image vectors: "
-                             f"put {length} image tokens in the prompt for every image")
+            raise ValueError(f"{slots.sum()} image tokens in input_ids, but {count} "
+                             f"images × {length} = {count * length} image vectors: put "
+                             f"{length} image tokens in the prompt for every image")
         return x.masked_scatter(slots[..., None], images.to(x.dtype))
 
     def forward(self, input_ids: Tensor,     # (B, T), `image_token_id` where an image vector goes
@@ -152,8 +159,9 @@ class VisionLanguageModel(LanguageModel):
 
     def save_pretrained(self, folder: str | Path): # made if it does not exist
         "Write `config.json` and `model.safetensors` of an Idefics3 checkpoint, a tied head only once."
-        folder, state = Path(folder), self.state_dict()
-        tensors = {to_disk(name, PREFIXES): state[name] for name in state if name not in self.tied_names}
-        with replacing(folder / "model.safetensors") as weights, replacing(folder / "config.json") as config:
-            write_tensors(weights, tensors, {"format": "pt"}) # both are complete before one takes its place
-            write_json(config, self.config.to_dict())
+        state, folder = self.state_dict(), Path(folder)
+        tensors = {to_disk(n, PREFIXES): t for n, t in state.items() if n not in self.tied_names}
+        weights, config = folder / "model.safetensors", folder / "config.json"
+        with replacing(weights) as new_weights, replacing(config) as new_config:
+            write_tensors(new_weights, tensors, {"format": "pt"}) # both are complete …
+            write_json(new_config, self.config.to_dict())         # … before one takes its place

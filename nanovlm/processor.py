@@ -53,7 +53,8 @@ def load_tokenizer(name_or_folder: str | Path, # a folder, a .gguf file or a hub
         from transformers import AutoTokenizer
         return AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name).backend_tokenizer
     file = folder / "tokenizer.json"
-    if not file.exists(): raise FileNotFoundError(f"{file} is missing: give the folder of a tokenizer")
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: give the folder of a tokenizer")
     return Tokenizer.from_file(str(file))
 
 # %% ../nbs/10_processor.ipynb #2ec1dd09
@@ -114,8 +115,8 @@ def nanovlm_tiles(image,              # PIL image in RGB
                   ) -> tuple[list, tuple[int, int]]: # squares: the whole image, then the tiles; and the grid
     "Cut an image into squares, as the nanoVLM repository does; one that fits into one is left `WHOLE`."
     if longest_edge < side or longest_edge % side:
-        raise ValueError(f"longest_edge {longest_edge} is not a multiple of the squares' side {side}: "
-                         "choose one that is")
+        raise ValueError(f"longest_edge {longest_edge} is not a multiple of the squares' "
+                         f"side {side}: choose one that is")
     longest = max(image.size)
     longer = longest_edge if enlarge else min(longest_edge, math.ceil(longest / side) * side)
     def rounded(pixels): return max(1, math.ceil(pixels * (longer / longest) / side)) * side
@@ -196,12 +197,13 @@ class TextProcessor:
         names = sorted({f.pad, f.end, f.image, *re.findall(r"<[^<> ]+>", fixed)})
         missing = [name for name in names if self.tokenizer.token_to_id(name) is None]
         if missing:
-            raise ValueError(f"the tokenizer lacks {len(missing)} special tokens {missing[:3]}: train it by "
-                             "train_tokenizer, pass it through smolvlm_tokenizer, or lower longest_edge")
+            raise ValueError(f"the tokenizer lacks {len(missing)} special tokens "
+                             f"{missing[:3]}: train it by train_tokenizer, pass it "
+                             "through smolvlm_tokenizer, or lower longest_edge")
         typed = [name for name in names if self.tokenizer.token_to_id(name) in self.encode(name)]
         if typed:
-            raise ValueError(f"{typed[:3]} are ordinary tokens of this tokenizer, so that a user could type "
-                             "them: add them as special tokens")
+            raise ValueError(f"{typed[:3]} are ordinary tokens of this tokenizer, so "
+                             "that a user could type them: add them as special tokens")
 
     def prefix(self, grids: list[tuple[int, int]], # of the images that come before the text
                ) -> list[int]:      # tokens that all questions about them share
@@ -236,14 +238,15 @@ class TextProcessor:
 
         Raises ValueError if question or answer are empty, or no room is left for an answer."""
         if not question or not answer:
-            raise ValueError(f"a question or its answer is empty ({question!r}, {answer!r}): "
-                             "fill it in, or leave it out")
+            raise ValueError(f"a question or its answer is empty ({question!r}, "
+                             f"{answer!r}): fill it in, or leave it out")
         turn = self.turn(question, grids)
         room = self.max_length - len(self.prefix(grids)) - len(turn)
         if room < 1:
-            raise ValueError(f"{len(grids)} images and the question take {self.max_length - room} tokens, "
-                             f"max_length is {self.max_length}: no room for an answer; "
-                             "shorten the question or raise max_length")
+            raise ValueError(f"{len(grids)} images and the question take "
+                             f"{self.max_length - room} tokens, max_length is "
+                             f"{self.max_length}: no room for an answer; shorten the "
+                             "question or raise max_length")
         return turn, self.answer(answer)[:room]
 
     def decode(self, ids: Tensor,  # (T,) tokens
@@ -294,8 +297,9 @@ class Processor(TextProcessor):
         pixels, grids = self.pixels(images)
         ids = self.prompt(question, grids)
         if len(ids) > self.max_length:
-            raise ValueError(f"the prompt has {len(ids)} tokens, the model's context is {self.max_length}: "
-                             f"shorten the question (it starts {question[:40]!r}) or give fewer images")
+            raise ValueError(f"the prompt has {len(ids)} tokens, the model's context is "
+                             f"{self.max_length}: shorten the question (it starts "
+                             f"{question[:40]!r}) or give fewer images")
         return {"input_ids": torch.tensor([ids])} | ({"pixel_values": pixels} if images else {})
 
     @classmethod
@@ -305,8 +309,9 @@ class Processor(TextProcessor):
         "Make the processor of a model. Raises ValueError if the tokenizer has its image token elsewhere."
         found = tokenizer.token_to_id("<image>")
         if found != config.image_token_id:
-            raise ValueError(f"the tokenizer has its image token at {found}, the model at "
-                             f"{config.image_token_id}: give the tokenizer of the model's decoder")
+            raise ValueError(f"the tokenizer has its image token at {found}, the model "
+                             f"at {config.image_token_id}: give the tokenizer of the "
+                             "model's decoder")
         return cls(tokenizer, config.image_seq_len, config.text_config.max_position_embeddings,
                    image_size=config.vision_config.image_size)
 
@@ -337,16 +342,17 @@ def check_pixel_settings(image: dict,  # the image processor's settings
                              "the processor has one number for all three colours")
     usual_scale = abs(image.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-6
     if not (image.get("do_normalize", True) and usual_scale):
-        raise ValueError(f"{folder} does not normalise pixels of 0 to 255 in the usual way, "
-                         "as this processor always does")
+        raise ValueError(f"{folder} does not normalise pixels of 0 to 255 in the usual "
+                         "way, as this processor always does")
 
 def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
                    ) -> dict:    # the arguments of `Processor`
     "Read a processor's files. Raises FileNotFoundError or ValueError for what is missing or unusable."
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if not (folder / "processor_config.json").exists():
-        raise FileNotFoundError(f"{folder}/processor_config.json is missing: no Idefics3 or SmolVLM "
-                                "folder; nanovlm.load opens the other formats that are known")
+        raise FileNotFoundError(f"{folder}/processor_config.json is missing: no Idefics3 "
+                                "or SmolVLM folder; nanovlm.load opens the other formats "
+                                "that are known")
     more, text = read_json(folder / "processor_config.json"), read_json(folder / "tokenizer_config.json")
     image = more.get("image_processor") or read_json(folder / "preprocessor_config.json") # transformers 5: one file
     check_pixel_settings(image, folder)
@@ -355,8 +361,8 @@ def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
     tokenizer, sizes = load_tokenizer(folder), config.get("text_config", {})
     count, rows = tokenizer.get_vocab_size(), sizes.get("vocab_size", 10**9)
     if count > rows:
-        raise ValueError(f"{folder}: the tokenizer has {count:,} tokens, the model {rows:,}: "
-                         "they are of two checkpoints")
+        raise ValueError(f"{folder}: the tokenizer has {count:,} tokens, the model "
+                         f"{rows:,}: they are of two checkpoints")
     return dict(
         tokenizer=tokenizer, image_seq_len=more["image_seq_len"],
         max_length=min(text.get("model_max_length") or 8192, sizes.get("max_position_embeddings") or 10**9),
@@ -406,11 +412,13 @@ def write_processor(processor: Processor, # to be saved
 # %% ../nbs/10_processor.ipynb #4fbdb4ed
 def check_question(question: str): # what a user asks
     "Raise ValueError if a question is empty or holds a special token."
-    if not question.strip(): raise ValueError(f"the question is empty ({question!r}): ask something")
+    if not question.strip():
+        raise ValueError(f"the question is empty ({question!r}): ask something")
     found = [token for token in SPECIAL_TOKENS if token in question]
     if found:
-        raise ValueError(f"the question {question!r} holds the special token {found[0]!r}: "
-                         "leave it out (images are given apart from the text)")
+        raise ValueError(f"the question {question!r} holds the special token "
+                         f"{found[0]!r}: leave it out (images are given apart from the "
+                         "text)")
 
 # %% ../nbs/10_processor.ipynb #a8627948
 def stream_answer(model: VisionLanguageModel, # asked
@@ -429,8 +437,9 @@ def stream_answer(model: VisionLanguageModel, # asked
     length = batch["input_ids"].shape[1]
     room = min(max_new_tokens, processor.max_length - length)
     if room < 1:
-        raise ValueError(f"no room for an answer: the prompt has {length} of at most {processor.max_length} "
-                         "tokens: shorten the question, and ask for max_new_tokens of 1 or more")
+        raise ValueError(f"no room for an answer: the prompt has {length} of at most "
+                         f"{processor.max_length} tokens: shorten the question, and ask "
+                         "for max_new_tokens of 1 or more")
     ids = []
     for token in stream(model, **batch, max_new_tokens=room, eos_token_id=processor.eos_token_id, **kwargs):
         ids.append(token[0])

@@ -30,11 +30,13 @@ class VisionConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"vision: hidden_size {self.hidden_size} is not a multiple of "
-                             f"num_attention_heads {self.num_attention_heads}: change one of them")
+            raise ValueError(f"vision: hidden_size {self.hidden_size} is not a multiple "
+                             f"of num_attention_heads {self.num_attention_heads}: change "
+                             "one of them")
         if self.image_size < self.patch_size:
-            raise ValueError(f"vision: image_size {self.image_size} is smaller than patch_size "
-                             f"{self.patch_size}, so there is no patch: change one of them")
+            raise ValueError(f"vision: image_size {self.image_size} is smaller than "
+                             f"patch_size {self.patch_size}, so there is no patch: "
+                             "change one of them")
 
     @property
     def grid(self) -> int: # patches along a side
@@ -46,8 +48,8 @@ class VisionConfig:
         config = config.get("vision_config", config)
         activation = config.get("hidden_act", "gelu_pytorch_tanh")
         if activation == "gelu_pytorch_tanh": return cls(**pick_fields(cls, config))
-        raise ValueError(f"the vision config has hidden_act = {activation!r}, the encoder has "
-                         "'gelu_pytorch_tanh': use a SigLIP checkpoint")
+        raise ValueError(f"the vision config has hidden_act = {activation!r}, the "
+                         "encoder has 'gelu_pytorch_tanh': use a SigLIP checkpoint")
 
 # %% ../nbs/03_vision.ipynb #25394d0f
 class MLP(nn.Module):
@@ -85,8 +87,8 @@ class VisionModel(nn.Module):
         self.config = config
         self.embeddings = VisionEmbeddings(
             config.hidden_size, config.image_size, config.patch_size, config.num_channels)
-        layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.encoder = nn.ModuleDict({"layers": layers})
+        layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor: # (B, C, H, W), normalised to [-1, 1]; out: (B, N, D)
@@ -99,8 +101,8 @@ class VisionModel(nn.Module):
                         **options,                # dtype, device, revision
                         ) -> "VisionModel":
         "Load the vision tower of a SigLIP checkpoint, strictly."
-        prefixes = {"": "vision_model."}
-        return load_model(cls, name_or_folder, VisionConfig.from_dict, prefixes, NOT_THE_ENCODER, **options)
+        return load_model(cls, name_or_folder, VisionConfig.from_dict,
+                          {"": "vision_model."}, NOT_THE_ENCODER, **options)
 
 # %% ../nbs/03_vision.ipynb #4fbdb4ed
 def preprocess(image,              # PIL image of any mode and size, or what `load_image` opens

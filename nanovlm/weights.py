@@ -30,24 +30,27 @@ def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub n
     path, name = Path(name_or_folder).expanduser(), str(name_or_folder)
     if path.exists(): return path
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"no folder {name!r}: give an existing checkpoint folder, "
-                                "or a hub name such as 'owner/name'")
+        raise FileNotFoundError(f"no folder {name!r}: give an existing checkpoint "
+                                "folder, or a hub name such as 'owner/name'")
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as e: # the hub's own errors have many types and no common base
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise FileNotFoundError(f"{name!r} is not a folder here, and could not be had from the hub ({reason}): "
-                                "check name and network, or download it and give the folder") from e
+        raise FileNotFoundError(f"{name!r} is not a folder here, and could not be had "
+                                f"from the hub ({reason}): check name and network, or "
+                                "download it and give the folder") from e
 
 # %% ../nbs/reference/weights.ipynb #25394d0f
 def read_json(file: Path, # a JSON file of a checkpoint
               ) -> dict:  # its content
     "Read a JSON file. Raises FileNotFoundError if it is missing, ValueError if it is broken."
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: {file.parent} is not a complete checkpoint folder")
+        raise FileNotFoundError(f"{file} is missing: {file.parent} is not a complete "
+                                "checkpoint folder")
     try: return json.loads(file.read_text())
     except json.JSONDecodeError as e:
-        raise ValueError(f"{file} is not valid JSON ({e}): download or save the checkpoint again") from None
+        raise ValueError(f"{file} is not valid JSON ({e}): download or save the "
+                         "checkpoint again") from None
 
 # %% ../nbs/reference/weights.ipynb #2ec1dd09
 def pick_fields(cls: type,    # a config dataclass
@@ -77,13 +80,15 @@ def shards(folder: Path,   # a checkpoint folder
     if not index.exists():
         files = sorted(folder.glob("*.safetensors"))
         if files: return files
-        raise FileNotFoundError(f"no *.safetensors file in {folder}: fetch it, or convert the checkpoint "
-                                "(pickle files are not read, for safety)")
+        raise FileNotFoundError(f"no *.safetensors file in {folder}: fetch it, or "
+                                "convert the checkpoint (pickle files are not read, for "
+                                "safety)")
     files = [folder / name for name in sorted({*read_json(index)["weight_map"].values()})]
     absent = [file.name for file in files if not file.exists()]
     if not absent: return files
-    raise FileNotFoundError(f"{folder} lacks {len(absent)} of the files that {index.name} lists "
-                            f"{absent[:3]}: fetch them, the download may have been cut short")
+    raise FileNotFoundError(f"{folder} lacks {len(absent)} of the files that "
+                            f"{index.name} lists {absent[:3]}: fetch them, the download "
+                            "may have been cut short")
 
 # %% ../nbs/reference/weights.ipynb #37f55e15
 def read_tensors(folder: Path, # with *.safetensors, or a .gguf file
@@ -102,7 +107,8 @@ def read_tensors(folder: Path, # with *.safetensors, or a .gguf file
             for name in names: # opened again for each, so that the memory of one that was copied elsewhere can go
                 with safe_open(file, "pt") as tensors: yield name, tensors.get_tensor(name)
         except SafetensorError as e:
-            raise ValueError(f"{file} cannot be read ({e}): download or save it again") from None
+            raise ValueError(f"{file} cannot be read ({e}): download or save it "
+                             "again") from None
 
 # %% ../nbs/reference/weights.ipynb #4fbdb4ed
 def to_disk(name: str,                # a parameter's name here
@@ -140,8 +146,9 @@ def load_weights(model: nn.Module,         # made on the meta device: no memory 
         elif not (n in tied or n.startswith(ignore) or n.endswith(computed)): spare.append(n)
     missing = [to_disk(name, prefixes) for name in wanted if name not in loaded]
     if missing or spare:
-        raise ValueError(f"{source} does not fit the model: {len(missing)} tensors missing "
-                         f"{sorted(missing)[:3]}, {len(spare)} not known {sorted(spare)[:3]}")
+        raise ValueError(f"{source} does not fit the model: {len(missing)} tensors "
+                         f"missing {sorted(missing)[:3]}, {len(spare)} not known "
+                         f"{sorted(spare)[:3]}")
     model.load_state_dict(loaded, assign=True, strict=not tied)
     if tied: model.tie()
     return model.eval()
