@@ -113,8 +113,8 @@ PREFIXES = {part: f"model.{part}" for part in ("vision_model.", "connector.", "t
 class VisionLanguageModel(LanguageModel):
     "A language model that also sees: image vectors replace image tokens (Idefics3, arXiv:2408.12637)."
     def __init__(self, config: VLMConfig): # sizes of all parts
-        super().__init__(config.text_config)
         vision, text = config.vision_config, config.text_config
+        super().__init__(text)
         self.config = config
         self.vision_model = VisionModel(vision)
         self.connector = Connector(vision.hidden_size, text.hidden_size, config.scale_factor)
@@ -159,9 +159,9 @@ class VisionLanguageModel(LanguageModel):
 
     def save_pretrained(self, folder: str | Path): # made if it does not exist
         "Write `config.json` and `model.safetensors` of an Idefics3 checkpoint, a tied head only once."
-        state, folder = self.state_dict(), Path(folder)
-        tensors = {to_disk(n, PREFIXES): t for n, t in state.items() if n not in self.tied_names}
-        weights, config = folder / "model.safetensors", folder / "config.json"
-        with replacing(weights) as new_weights, replacing(config) as new_config:
-            write_tensors(new_weights, tensors, {"format": "pt"}) # both are complete …
-            write_json(new_config, self.config.to_dict())         # … before one takes its place
+        tensors = {to_disk(name, PREFIXES): tensor for name, tensor in self.state_dict().items()
+                   if name not in self.tied_names}
+        with (replacing(Path(folder, "model.safetensors")) as weights,
+              replacing(Path(folder, "config.json")) as config):
+            write_tensors(weights, tensors, {"format": "pt"}) # both are complete …
+            write_json(config, self.config.to_dict())         # … before one takes its place
