@@ -44,8 +44,10 @@ from importlib import import_module
 # (Linux; read by torch at its first allocation).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_home = dict(load="hub", join="recipe", VLMConfig="model", VisionLanguageModel="model", Processor="processor",
-             generate="generation", ask="processor", TrainConfig="training", train="training", evaluate="evaluation")
+_home = dict(load="hub", join="recipe", VLMConfig="model", VisionLanguageModel="model",
+             Processor="processor",
+             generate="generation", ask="processor", TrainConfig="training", train="training",
+             evaluate="evaluation")
 __all__ = list(_home)
 
 def __getattr__(name):

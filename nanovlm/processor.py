@@ -16,7 +16,8 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers,
+                        trainers)
 from torch import Tensor
 from .generation import stream
 from .images import load_image
@@ -51,7 +52,8 @@ def load_tokenizer(name_or_folder: str | Path, # a folder, a .gguf file or a hub
     folder = find_folder(name_or_folder, files=("tokenizer*.json",))
     if folder.suffix == ".gguf":
         from transformers import AutoTokenizer
-        return AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name).backend_tokenizer
+        whole = AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
+        return whole.backend_tokenizer
     file = folder / "tokenizer.json"
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: give the folder of a tokenizer")
@@ -63,7 +65,8 @@ def smolvlm_tokenizer(tokenizer: Tokenizer, # SmolLM2's, 49,152 tokens; changed 
     "Add the image and chat tokens of SmolVLM to SmolLM2's tokenizer, at the ids that SmolVLM has them."
     tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
     spare = [f"<|reserved_special_token_{i}|>" for i in range(88)]
-    extra = ["<global-img>", *tiles, "<fake_token_around_image>", "<image>", *spare, "<end_of_utterance>"]
+    extra = ["<global-img>", *tiles, "<fake_token_around_image>", "<image>", *spare,
+             "<end_of_utterance>"]
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in extra])
     return tokenizer
 
@@ -73,8 +76,9 @@ CHAT_TEMPLATE = (
     "{% if message['content'] is string %}{{ ' ' + message['content'] }}{% else %}"
     "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}")
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}")
 
 # %% ../nbs/10_processor.ipynb #1e6f7a90
 WHOLE = (0, 0) # the grid of an image that was not cut
@@ -96,15 +100,17 @@ def cut_tiles(image,             # PIL image in RGB
     "Cut an image into squares, as transformers' Idefics3 does; one that fits into one is left `WHOLE`."
     def resized(image, longer, rounded): # keeps the proportions, except for the rounding of the shorter side
         ratio = image.width / image.height
-        if ratio >= 1: return image.resize((longer, rounded(int(longer / ratio))), resample)
-        return image.resize((rounded(int(longer * ratio)), longer), resample)
+        size = longer, rounded(int(longer / ratio))
+        if ratio < 1: size = rounded(int(longer * ratio)), longer
+        return image.resize(size, resample)
 
     def even(pixels): return max(1, pixels + pixels % 2)
     def whole_squares(pixels): return max(1, math.ceil(pixels / side)) * side
     image = resized(image, longest_edge, even) # Idefics3 resizes twice, and so do we
     image = resized(image, whole_squares(longest_edge), whole_squares)
     squares, grid = lay_grid(image, side)
-    return squares if grid == WHOLE else [*squares, image.resize((side, side), resample)], grid
+    if grid != WHOLE: squares.append(image.resize((side, side), resample))
+    return squares, grid
 
 # %% ../nbs/10_processor.ipynb #38178de6
 def nanovlm_tiles(image,              # PIL image in RGB
@@ -117,13 +123,14 @@ def nanovlm_tiles(image,              # PIL image in RGB
     if longest_edge < side or longest_edge % side:
         raise ValueError(f"longest_edge {longest_edge} is not a multiple of the squares' "
                          f"side {side}: choose one that is")
+    def whole_squares(pixels): return max(1, math.ceil(pixels / side)) * side
     longest = max(image.size)
-    longer = longest_edge if enlarge else min(longest_edge, math.ceil(longest / side) * side)
-    def rounded(pixels): return max(1, math.ceil(pixels * (longer / longest) / side)) * side
-    size = [longer if pixels == longest else rounded(pixels) for pixels in image.size]
-    image = image.resize(size, 3)
+    longer = longest_edge if enlarge else min(longest_edge, whole_squares(longest))
+    image = image.resize([longer if pixels == longest else whole_squares(pixels * (longer / longest))
+                          for pixels in image.size], 3)
     squares, grid = lay_grid(image, side)
-    return squares if grid == WHOLE else [image.resize((side, side), resample), *squares], grid
+    if grid != WHOLE: squares.insert(0, image.resize((side, side), resample))
+    return squares, grid
 
 TILINGS = {"idefics3": cut_tiles, "nanovlm": nanovlm_tiles,
            "nanovlm-enlarged": partial(nanovlm_tiles, enlarge=True)}
@@ -183,8 +190,9 @@ class TextProcessor:
         self.plain.encode_special_tokens = True # the names of special tokens are plain text
         self.encode = lru_cache(65536)(self._encode)
         self.check_tokens()
-        single = self.format.pad, self.format.end, self.format.image
-        self.pad_token_id, self.eos_token_id, self.image_token_id = map(self.tokenizer.token_to_id, single)
+        self.pad_token_id = self.tokenizer.token_to_id(self.format.pad)
+        self.eos_token_id = self.tokenizer.token_to_id(self.format.end)
+        self.image_token_id = self.tokenizer.token_to_id(self.format.image)
 
     def _encode(self, text: str, special: bool=False) -> tuple[int, ...]: # special = its special tokens count as such
         tokenizer = self.tokenizer if special else self.plain
@@ -195,12 +203,13 @@ class TextProcessor:
         f = self.format
         fixed = f.before_images + f.images([self.largest_grid], 1) + f.before_answer
         names = sorted({f.pad, f.end, f.image, *re.findall(r"<[^<> ]+>", fixed)})
-        missing = [name for name in names if self.tokenizer.token_to_id(name) is None]
+        numbers = {name: self.tokenizer.token_to_id(name) for name in names}
+        missing = [name for name in names if numbers[name] is None]
         if missing:
             raise ValueError(f"the tokenizer lacks {len(missing)} special tokens "
                              f"{missing[:3]}: train it by train_tokenizer, pass it "
                              "through smolvlm_tokenizer, or lower longest_edge")
-        typed = [name for name in names if self.tokenizer.token_to_id(name) in self.encode(name)]
+        typed = [name for name in names if numbers[name] in self.encode(name)]
         if typed:
             raise ValueError(f"{typed[:3]} are ordinary tokens of this tokenizer, so "
                              "that a user could type them: add them as special tokens")
@@ -217,7 +226,8 @@ class TextProcessor:
              ) -> list[int]:       # up to where the answer starts
         "Go on with the rest of the user's turn, and the start of the assistant's."
         gap = self.format.gap if grids else self.format.gap_alone
-        return [*self.encode(gap + question), *self.encode(self.format.before_answer, special=True)]
+        after = self.encode(self.format.before_answer, special=True)
+        return [*self.encode(gap + question), *after]
 
     def prompt(self, question: str, # what the user asks
                grids: list[tuple[int, int]], # of the images just before it
@@ -252,7 +262,8 @@ class TextProcessor:
     def decode(self, ids: Tensor,  # (T,) tokens
                ) -> str:
         "Return the text without special tokens and without the space that answers start with."
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+        ids = [int(i) for i in ids]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 # %% ../nbs/10_processor.ipynb #2fbb2fd6
 @dataclass
@@ -279,14 +290,15 @@ class Processor(TextProcessor):
         if isinstance(image, dict): image = image.get("bytes") or image.get("path")
         image = load_image(image)
         if not self.longest_edge: return [image], WHOLE
-        return TILINGS[self.tiling](image, self.image_size, self.longest_edge, self.resample)
+        cut = TILINGS[self.tiling]
+        return cut(image, self.image_size, self.longest_edge, self.resample)
 
     def pixels(self, images: list, # as for `squares`; may be empty
                ) -> tuple[Tensor, list[tuple[int, int]]]: # (squares, 3, H, W), and each image's grid
         "Prepare the pixels of some images."
         cut = [self.squares(image) for image in images]
-        squares = [preprocess(square, self.image_size, self.image_mean, self.image_std, self.resample)
-                   for parts, _ in cut for square in parts]
+        settings = self.image_size, self.image_mean, self.image_std, self.resample
+        squares = [preprocess(square, *settings) for parts, _ in cut for square in parts]
         nothing = torch.zeros(0, 3, self.image_size, self.image_size)
         return torch.stack(squares) if squares else nothing, [grid for _, grid in cut]
 
@@ -300,7 +312,8 @@ class Processor(TextProcessor):
             raise ValueError(f"the prompt has {len(ids)} tokens, the model's context is "
                              f"{self.max_length}: shorten the question (it starts "
                              f"{question[:40]!r}) or give fewer images")
-        return {"input_ids": torch.tensor([ids])} | ({"pixel_values": pixels} if images else {})
+        batch = {"input_ids": torch.tensor([ids])}
+        return batch | {"pixel_values": pixels} if images else batch
 
     @classmethod
     def from_config(cls, tokenizer: Tokenizer, # with the special tokens
@@ -312,8 +325,8 @@ class Processor(TextProcessor):
             raise ValueError(f"the tokenizer has its image token at {found}, the model "
                              f"at {config.image_token_id}: give the tokenizer of the "
                              "model's decoder")
-        return cls(tokenizer, config.image_seq_len, config.text_config.max_position_embeddings,
-                   image_size=config.vision_config.image_size)
+        length, side = config.text_config.max_position_embeddings, config.vision_config.image_size
+        return cls(tokenizer, config.image_seq_len, length, image_size=side)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, # a folder, or a hub name
@@ -331,7 +344,7 @@ def check_pixel_settings(image: dict,  # the image processor's settings
                          folder: Path, # where they are from, for messages
                          ):
     "Raise ValueError if settings are missing, or ask for something that `preprocess` does not do."
-    needed = "image_mean", "image_std", "resample", "size", "max_image_size", "do_image_splitting"
+    needed = "image_mean image_std resample size max_image_size do_image_splitting".split()
     missing = [name for name in needed if image.get(name) is None]
     if missing:
         raise ValueError(f"the processor files of {folder} lack {missing}: "
@@ -348,12 +361,14 @@ def check_pixel_settings(image: dict,  # the image processor's settings
 def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
                    ) -> dict:    # the arguments of `Processor`
     "Read a processor's files. Raises FileNotFoundError or ValueError for what is missing or unusable."
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    file = folder / "config.json"
+    config = read_json(file) if file.exists() else {}
     if not (folder / "processor_config.json").exists():
         raise FileNotFoundError(f"{folder}/processor_config.json is missing: no Idefics3 "
                                 "or SmolVLM folder; nanovlm.load opens the other formats "
                                 "that are known")
-    more, text = read_json(folder / "processor_config.json"), read_json(folder / "tokenizer_config.json")
+    more = read_json(folder / "processor_config.json")
+    text = read_json(folder / "tokenizer_config.json")
     image = more.get("image_processor") or read_json(folder / "preprocessor_config.json") # transformers 5: one file
     check_pixel_settings(image, folder)
     if "image_seq_len" not in more:
@@ -365,12 +380,13 @@ def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
                          f"{rows:,}: they are of two checkpoints")
     return dict(
         tokenizer=tokenizer, image_seq_len=more["image_seq_len"],
-        max_length=min(text.get("model_max_length") or 8192, sizes.get("max_position_embeddings") or 10**9),
+        max_length=min(text.get("model_max_length") or 8192,
+                       sizes.get("max_position_embeddings") or 10**9),
         format=PromptFormat(**more.get("prompt_format", {})),
         image_size=image["max_image_size"]["longest_edge"],
-        image_mean=image["image_mean"][0], image_std=image["image_std"][0], resample=image["resample"],
-        longest_edge=image["size"].get("longest_edge") if image["do_image_splitting"] else None,
-        tiling=more.get("tiling", "idefics3"))
+        image_mean=image["image_mean"][0], image_std=image["image_std"][0],
+        resample=image["resample"], tiling=more.get("tiling", "idefics3"),
+        longest_edge=image["size"].get("longest_edge") if image["do_image_splitting"] else None)
 
 # %% ../nbs/10_processor.ipynb #d28a04f7
 IMAGE_SETTINGS = dict( # what an Idefics3ImageProcessor does in any case
@@ -394,13 +410,16 @@ def write_processor(processor: Processor, # to be saved
     whole = dict(height=p.image_size, width=p.image_size)
     files = {
         "tokenizer_config": TOKENIZER_SETTINGS | dict(
-            model_max_length=p.max_length, eos_token=f.end, pad_token=f.pad, extra_special_tokens=special),
-        "processor_config": dict(processor_class="Idefics3Processor", image_seq_len=p.image_seq_len),
+            model_max_length=p.max_length, eos_token=f.end, pad_token=f.pad,
+            extra_special_tokens=special),
+        "processor_config": dict(
+            processor_class="Idefics3Processor", image_seq_len=p.image_seq_len),
         "preprocessor_config": IMAGE_SETTINGS | dict(
             do_image_splitting=bool(p.longest_edge),
             size=dict(longest_edge=p.longest_edge) if p.longest_edge else whole,
             max_image_size=dict(longest_edge=p.image_size),
-            image_mean=[p.image_mean] * 3, image_std=[p.image_std] * 3, resample=p.resample),
+            image_mean=[p.image_mean] * 3, image_std=[p.image_std] * 3,
+            resample=p.resample),
         "generation_config": dict(bos_token_id=p.tokenizer.token_to_id("<|im_start|>"),
                                   eos_token_id=p.eos_token_id, pad_token_id=p.pad_token_id)}
     if own: files["processor_config"] |= dict(prompt_format=asdict(f), tiling=p.tiling)
@@ -441,7 +460,8 @@ def stream_answer(model: VisionLanguageModel, # asked
                          f"{processor.max_length} tokens: shorten the question, and ask "
                          "for max_new_tokens of 1 or more")
     ids = []
-    for token in stream(model, **batch, max_new_tokens=room, eos_token_id=processor.eos_token_id, **kwargs):
+    limits = dict(max_new_tokens=room, eos_token_id=processor.eos_token_id)
+    for token in stream(model, **batch, **limits, **kwargs):
         ids.append(token[0])
         text = processor.decode(ids)
         if not text.endswith("\ufffd"): yield text # half a letter waits for its other half
