@@ -93,9 +93,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TextConfig): # sizes of the decoder
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = GroupedQueryAttention(
             config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor,          # (B, T, D)

@@ -69,8 +69,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: VisionConfig): # sizes of the encoder
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = MultiHeadAttention(config.hidden_size, config.num_attention_heads)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = MultiHeadAttention(config.hidden_size, config.num_attention_heads)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor: # (B, N, D), in and out
