@@ -1,13 +1,15 @@
 "Rows become batches without leaking an answer, losing a row in silence, or cutting an image."
-import json
+import io, json
 import datasets
 import pytest
 import torch
 from PIL import Image
+from nanovlm import evaluation
 from nanovlm.data import Examples, collate, easy_vqa, from_questions, image_folder, load_data
-from nanovlm.evaluation import evaluate_choices, load_choices, read_choice
-from nanovlm.processor import SPECIAL_TOKENS, WHOLE
+from nanovlm.evaluation import evaluate_choices, load_choices, predict, read_choice
+from nanovlm.generation import generate
 from nanovlm.images import MAX_PIXELS, load_image
+from nanovlm.processor import SPECIAL_TOKENS, WHOLE
 from nanovlm.vision import preprocess
 
 def loss_terms(model, batch):
@@ -16,8 +18,8 @@ def loss_terms(model, batch):
     return model(**batch) * n, n
 
 @pytest.fixture
-def example(tiny, rows):
-    return Examples(rows, tiny[1])[3]
+def example(processor, rows):
+    return Examples(rows, processor)[3]
 
 def test_easy_vqa_is_whole():
     for split, images, questions in (("train", 4000, 38_575), ("test", 1000, 9_673)):
@@ -25,58 +27,58 @@ def test_easy_vqa_is_whole():
         assert len(data) == images and sum(map(len, data["texts"])) == questions
     assert {t["source"] for t in data[0]["texts"]} <= {"yes/no", "color", "shape"}
 
-def test_shared_prefix_gives_the_loss_of_separate_rows(tiny, example):
-    together, n = loss_terms(tiny[0], collate([example], questions=100))
-    apart = [loss_terms(tiny[0], collate([example | dict(turns=[turn])])) for turn in example["turns"]]
+def test_shared_prefix_gives_the_loss_of_separate_rows(model, example):
+    together, n = loss_terms(model, collate([example], questions=100))
+    apart = [loss_terms(model, collate([example | dict(turns=[turn])])) for turn in example["turns"]]
     assert n == sum(m for _, m in apart)
     torch.testing.assert_close(together / n, sum(loss for loss, _ in apart) / n, atol=1e-5, rtol=0)
 
-def test_no_question_sees_another(tiny, example):
-    model, _ = tiny
+def test_no_question_sees_another(model, example):
     batch = collate([example], questions=3)
-    before = model(**{k: v for k, v in batch.items() if k != "labels"})
-    T, head = batch["input_ids"].shape[1], len(example["head"])
-    ends = [i + 1 for i in range(head, T - 1) if batch["position_ids"][0, i + 1] == head] + [T]
-    changed = batch | dict(input_ids=batch["input_ids"].clone())
-    changed["input_ids"][0, head:ends[0]] = 300 # the whole first question
-    after = model(**{k: v for k, v in changed.items() if k != "labels"})
-    assert len(ends) == 3
-    torch.testing.assert_close(after[0, ends[0]:], before[0, ends[0]:], atol=1e-6, rtol=0)
-    assert not torch.allclose(after[0, head:ends[0]], before[0, head:ends[0]])
+    del batch["labels"]
+    before = model(**batch)
+    prefix = len(example["prefix"])
+    starts = (batch["position_ids"][0] == prefix).nonzero()[:, 0].tolist() # of the questions
+    assert len(starts) == 3 and starts[0] == prefix
+    end = starts[1] # of the first question
+    batch["input_ids"][0, prefix:end] = 300 # all of it
+    after = model(**batch)
+    torch.testing.assert_close(after[0, end:], before[0, end:], atol=1e-6, rtol=0)
+    assert not torch.allclose(after[0, prefix:end], before[0, prefix:end])
 
-def test_padding_changes_nothing(tiny, rows):
-    model, processor = tiny
+def test_padding_changes_nothing(model, processor, rows):
     examples = [Examples(rows, processor)[i] for i in range(4)]
     together, n = loss_terms(model, collate(examples, questions=100))
     apart = [loss_terms(model, collate([e], questions=100)) for e in examples]
     torch.testing.assert_close(together / n, sum(loss for loss, _ in apart) / n, atol=1e-5, rtol=0)
 
-def test_only_answers_carry_loss(tiny, example):
-    processor, batch = tiny[1], collate([example], questions=100)
+def test_only_answers_carry_loss(processor, example):
+    batch = collate([example], questions=100)
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     assert torch.equal(ids[labels != -100], labels[labels != -100])
     assert (labels == processor.eos_token_id).sum() == len(example["turns"])
     assert not (labels == processor.image_token_id).any()
 
 @pytest.mark.parametrize("typed", [*SPECIAL_TOKENS, "Assistant: <image><image>", "<|im_start|>User:"])
-def test_typed_special_tokens_stay_plain_text(tiny, typed):
-    processor = tiny[1]
+def test_typed_special_tokens_stay_plain_text(processor, typed):
     special = {processor.tokenizer.token_to_id(t) for t in SPECIAL_TOKENS}
     assert not special & set(processor.encode(f"what is {typed}?"))
     assert processor.tokenizer.decode(list(processor.encode(typed))) == typed
 
-def test_truncation_spares_images_and_question(tiny):
-    processor = tiny[1]
-    processor.max_length = len(processor.prompt("what is it?", [WHOLE] * 2)) + 3
-    turn, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", [WHOLE] * 2)
-    ids = processor.head([WHOLE] * 2) + turn + answer
-    assert len(ids) == processor.max_length and ids.count(processor.image_token_id) == 2 * processor.image_seq_len
-    assert turn == processor.turn("what is it?", [WHOLE] * 2) and processor.eos_token_id not in answer
+def test_truncation_spares_images_and_question(processor):
+    grids = [WHOLE] * 2
+    processor.max_length = len(processor.prompt("what is it?", grids)) + 3
+    turn, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", grids)
+    ids = processor.prefix(grids) + turn + answer
+    assert len(ids) == processor.max_length
+    assert ids.count(processor.image_token_id) == 2 * processor.image_seq_len
+    assert turn == processor.turn("what is it?", grids) and processor.eos_token_id not in answer
     processor.max_length -= 3
-    with pytest.raises(ValueError, match="no room for an answer"): processor.example("what is it?", "a circle", [WHOLE] * 2)
+    with pytest.raises(ValueError, match="no room for an answer"):
+        processor.example("what is it?", "a circle", grids)
 
-def test_prompt_longer_than_the_context(tiny):
-    with pytest.raises(ValueError, match="context is 512"): tiny[1]([], "why? " * 600)
+def test_prompt_longer_than_the_context(processor):
+    with pytest.raises(ValueError, match="context is 512"): processor([], "why? " * 600)
 
 def bad_image(kind, folder):
     "A file that is no good."
@@ -91,17 +93,20 @@ def bad_image(kind, folder):
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "enormous", "missing"])
 def test_bad_images_are_refused(tmp_path, kind):
-    with pytest.raises(ValueError, match=r"cannot read image .*bad.png") as caught: load_image(str(bad_image(kind, tmp_path)))
+    with pytest.raises(ValueError, match=r"cannot read image .*bad.png") as caught:
+        load_image(str(bad_image(kind, tmp_path)))
     assert "\n" not in str(caught.value)
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16"])
 def test_any_mode_becomes_pixels(mode):
-    image = Image.new(mode, (40, 20)) if mode == "I;16" else Image.effect_noise((40, 20), 60).convert("RGB").convert(mode)
+    image = Image.new(mode, (40, 20)) # for I;16, to which Pillow converts nothing
+    if mode != "I;16": image = Image.effect_noise((40, 20), 60).convert("RGB").convert(mode)
     pixels = preprocess(image, 32)
     assert pixels.shape == (3, 32, 32) and pixels.min() >= -1 and pixels.max() <= 1
 
 def test_an_impossible_address_is_refused():
-    with pytest.raises(ValueError, match="cannot read image 'http://localhost/a b.png'"): load_image("http://localhost/a b.png")
+    with pytest.raises(ValueError, match="cannot read image 'http://localhost/a b.png'"):
+        load_image("http://localhost/a b.png")
 
 def test_upright():
     image = Image.new("RGB", (40, 20), "white")
@@ -109,28 +114,37 @@ def test_upright():
     assert load_image(image).size == (20, 40)
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "missing"])
-def test_an_unreadable_row_is_skipped_and_counted(tiny, rows, tmp_path, kind):
+def test_an_unreadable_row_is_skipped_and_counted(processor, rows, tmp_path, kind):
     bad = from_questions([(bad_image(kind, tmp_path), "what is it?", "red", "test")])
-    from datasets import concatenate_datasets
-    examples = Examples(concatenate_datasets([rows.select(range(3)), bad]), tiny[1])
+    examples = Examples(datasets.concatenate_datasets([rows.select(range(3)), bad]), processor)
     batch = collate([examples[i] for i in range(4)])
     assert len(batch["input_ids"]) == 3 and len(batch["pixel_values"]) == 3
     assert examples.skipped.total() == 1 and "bad.png" in str(examples.skipped)
     assert collate([examples[3]]) is None
 
-def test_an_unusable_question_does_not_cost_its_row(tiny, rows):
-    texts = [dict(user="what is it?", assistant="red", source=""), dict(user="why? " * 600, assistant="red", source=""), dict(user="is it?", assistant="", source="")]
-    examples = Examples([rows[0] | dict(texts=texts), rows[0] | dict(texts=texts[1:]), rows[0] | dict(texts=[])], tiny[1])
+def test_an_unusable_question_does_not_cost_its_row(processor, rows):
+    good = dict(user="what is it?", assistant="red", source="")
+    bad = [good | dict(user="why? " * 600), good | dict(assistant="")]
+    examples = Examples([rows[0] | dict(texts=texts) for texts in ([good, *bad], bad, [])], processor)
     assert [e and len(e["turns"]) for e in (examples[i] for i in (0, 1, 2, 0))] == [1, None, None, 1]
-    assert examples.skipped.total() == 5 and any("no room for an answer" in why for why in examples.skipped) and any("empty" in why for why in examples.skipped)
+    assert [*examples.unusable] == [(0, 1), (0, 2), (1, 0), (1, 1), (2, None)]
+    assert examples.skipped.total() == 5
+    for reason in ("no room for an answer", "empty", "no questions"):
+        assert any(reason in why for why in examples.skipped), reason
 
 @pytest.fixture
 def folder(tmp_path):
     "Three images with five questions, in a folder of one's own."
-    for name, color in (("a.png", "red"), ("b.jpg", "blue"), ("c.webp", "green")): Image.new("RGB", (30, 40), color).save(tmp_path / name)
-    lines = [("a.png", "what colour?", "red"), ("b.jpg", "what colour?", "blue"), ("b.jpg", "is it blue?", "yes"), ("c.webp", "what colour, please?", "green"), ("a.png", "is it blue?", "no")]
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(dict(zip(("file_name", "question", "answer"), line))) + "\n" for line in lines))
+    for name, color in (("a.png", "red"), ("b.jpg", "blue"), ("c.webp", "green")):
+        Image.new("RGB", (30, 40), color).save(tmp_path / name)
+    table = [("a.png", "what colour?", "red"), ("b.jpg", "what colour?", "blue"),
+             ("b.jpg", "is it blue?", "yes"), ("c.webp", "what colour, please?", "green"),
+             ("a.png", "is it blue?", "no")]
+    lines = [json.dumps(dict(zip(("file_name", "question", "answer"), row))) + "\n" for row in table]
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
     return tmp_path
+
+HEADER = "file_name,question,answer"
 
 def as_csv(folder, lines):
     (folder / "metadata.jsonl").unlink(missing_ok=True)
@@ -140,19 +154,23 @@ def test_image_folder(folder):
     data = load_data(str(folder))
     assert data.features == easy_vqa("test").features
     assert sorted(len(t) for t in data["texts"]) == [1, 2, 2]
-    as_csv(folder, ["file_name,question,answer", 'a.png,"red, or blue?",red'])
-    assert image_folder(folder)[0]["texts"] == [dict(user="red, or blue?", assistant="red", source=folder.name)]
+    as_csv(folder, [HEADER, 'a.png,"red, or blue?",red'])
+    text = dict(user="red, or blue?", assistant="red", source=folder.name)
+    assert image_folder(folder)[0]["texts"] == [text]
 
 def test_file_names_do_not_make_splits(folder):
     (folder / "train").mkdir()
     (folder / "a.png").rename(folder / "train/a.png")
     (folder / "b.jpg").rename(folder / "my_test.jpg")
-    as_csv(folder, ["file_name,question,answer", "train/a.png,what?,red", "my_test.jpg,what?,blue", "c.webp,what?,green"])
-    assert sorted(t["assistant"] for texts in load_data(str(folder), "test")["texts"] for t in texts) == ["blue", "green", "red"]
+    as_csv(folder, [HEADER, "train/a.png,what?,red", "my_test.jpg,what?,blue", "c.webp,what?,green"])
+    answers = [t["assistant"] for texts in load_data(str(folder), "test")["texts"] for t in texts]
+    assert sorted(answers) == ["blue", "green", "red"]
 
 @pytest.mark.parametrize("lines, complaint", [
-    (["file_name,question", "a.png,what?"], "'answer'"), (["file_name,question,answer", "a.png,what?,"], "row 1 .* no answer"), (["file_name,question,answer", 'a.png,what?,"  "'], "row 1 .* no answer"),
-    (["file_name,question,answer", "a.png,what?,red", "zzz.png,what?,red"], "row 2 .*zzz.png")])
+    (["file_name,question", "a.png,what?"], "'answer'"),
+    ([HEADER, "a.png,what?,"], "row 1 .* no answer"),
+    ([HEADER, 'a.png,what?,"  "'], "row 1 .* no answer"),
+    ([HEADER, "a.png,what?,red", "zzz.png,what?,red"], "row 2 .*zzz.png")])
 def test_bad_metadata_is_named(folder, lines, complaint):
     as_csv(folder, lines)
     with pytest.raises(ValueError, match=complaint): image_folder(folder)
@@ -161,46 +179,75 @@ def test_folder_without_metadata(tmp_path):
     with pytest.raises(ValueError, match="metadata.csv"): load_data(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no data set"): load_data(str(tmp_path / "nothing"))
 
-def test_several_images_and_none_in_one_batch(tiny, rows):
-    model, processor = tiny
-    mixed = [dict(images=[i for r in rows.select(range(n)) for i in r["images"]], texts=[dict(user="is it?", assistant="yes", source="")]) for n in (0, 1, 3)]
-    batch = collate([Examples(mixed, processor)[i] for i in range(3)])
+def test_several_images_and_none_in_one_batch(model, processor, rows):
+    images = [i for r in rows.select(range(3)) for i in r["images"]]
+    texts = [dict(user="is it?", assistant="yes", source="")]
+    examples = Examples([dict(images=images[:n], texts=texts) for n in (0, 1, 3)], processor)
+    batch = collate([examples[i] for i in range(3)])
     assert len(batch["pixel_values"]) == 4
     assert model(**batch).isfinite()
-    assert "pixel_values" not in collate([Examples(mixed, processor)[0]])
+    assert "pixel_values" not in collate([examples[0]])
+
+def test_no_image_is_an_empty_pixel_values(model, processor):
+    rows = [dict(images=[], texts=[dict(user="is it?", assistant="yes", source="")] * 2)]
+    ids = torch.tensor([processor.prompt("is it?", [])])
+    alone = generate(model, ids, max_new_tokens=16, eos_token_id=processor.eos_token_id)
+    for images in ("own", "blank", "other"):
+        predictions = predict(model, processor, rows, images)
+        assert [p["prediction"] for p in predictions] == [processor.decode(alone[0])] * 2
 
 # Multiple-choice benchmarks
 
-MMSTAR = dict(index=0, question="Which option describes the object relationship in the image correctly?\nOptions: A: The suitcase is on the book., B: The suitcase is beneath the cat., C: The suitcase is beneath the bed., D: The suitcase is beneath the book.",
-              answer="A", category="coarse perception", l2_category="image scene and topic", meta_info=dict(source="MMBench", split="val", image_path="images/0.jpg"))
+OPTIONS = ["The suitcase is on the book.", "The suitcase is beneath the cat.",
+           "The suitcase is beneath the bed.", "The suitcase is beneath the book."]
+LISTED = ", ".join(f"{letter}: {option}" for letter, option in zip("ABCD", OPTIONS))
+MMSTAR = dict(index=0, answer="A", category="coarse perception", l2_category="image scene and topic",
+              question="Which option describes the object relationship in the image correctly?\n"
+                       f"Options: {LISTED}",
+              meta_info=dict(source="MMBench", split="val", image_path="images/0.jpg"))
 
-def test_mmstar_is_read_and_scored(tiny, tmp_path):
-    import io
-    image = io.BytesIO()
-    Image.effect_noise((50, 40), 90).save(image, "png")
-    some = [MMSTAR | dict(index=n, image=dict(bytes=image.getvalue(), path=None), answer="ABCD"[n % 4], category=("coarse perception", "math")[n % 2]) for n in range(8)]
-    datasets.Dataset.from_list(some).to_parquet(tmp_path / "mmstar.parquet")
+def test_mmstar_is_read_and_scored(model, processor, tmp_path):
+    file = io.BytesIO()
+    Image.effect_noise((50, 40), 90).save(file, "png")
+    image = dict(bytes=file.getvalue(), path=None)
+    kinds = ["coarse perception", "math"]
+    benchmark = [MMSTAR | dict(index=n, image=image, answer="ABCD"[n % 4], category=kinds[n % 2])
+                 for n in range(8)]
+    datasets.Dataset.from_list(benchmark).to_parquet(tmp_path / "mmstar.parquet")
     choices = load_choices(str(tmp_path))
-    assert choices[0]["options"] == ["The suitcase is on the book.", "The suitcase is beneath the cat.", "The suitcase is beneath the bed.", "The suitcase is beneath the book."]
-    assert [c["answer"] for c in choices] == [0, 1, 2, 3] * 2 and choices[1]["source"] == "math" and choices[0]["question"].endswith("correctly?")
-    found = evaluate_choices(*tiny, choices, max_new_tokens=3)
-    assert found["count"] == 8 and found["chance"] == 0.25 and {kind: v["count"] for kind, v in found["by_type"].items()} == {"coarse perception": 4, "math": 4}
+    assert choices[0]["options"] == OPTIONS and choices[0]["question"].endswith("correctly?")
+    assert [c["answer"] for c in choices] == [0, 1, 2, 3] * 2 and choices[1]["source"] == "math"
+    metrics = evaluate_choices(model, processor, choices, max_new_tokens=3)
+    assert metrics["count"] == 8 and metrics["chance"] == 0.25
+    counts = {kind: scores["count"] for kind, scores in metrics["by_type"].items()}
+    assert counts == {kind: 4 for kind in kinds}
 
-def test_replies_are_scored_by_their_letters(tiny, monkeypatch):
+def test_replies_are_scored_by_their_letters(monkeypatch):
     "A model that always says B; and one that answers in words when it sees something."
-    from nanovlm import evaluation
-    choices = [dict(images=[], question=f"question {n}?", options=["one", "two", "three"], answer=n % 3, source="all") for n in range(9)]
-    monkeypatch.setattr(evaluation, "predict", lambda model, processor, rows, images, **kw: [dict(prediction="B.") for _ in rows])
+    form = dict(images=[], options=["one", "two", "three"], source="all")
+    choices = [form | dict(question=f"question {n}?", answer=n % 3) for n in range(9)]
+    def pretend(reply): # reply(number of the row, images) stands in for the model
+        def predict(model, processor, rows, images, **kwargs):
+            return [dict(prediction=reply(n, images)) for n in range(len(rows))]
+        monkeypatch.setattr(evaluation, "predict", predict)
+    pretend(lambda n, images: "B.")
     assert evaluate_choices(None, None, choices)["accuracy"] == pytest.approx(1 / 3)
-    monkeypatch.setattr(evaluation, "predict", lambda model, processor, rows, images, **kw: [dict(prediction=["one", "Two.", "a dog"][n % 3] if images == "own" else "C") for n in range(len(rows))])
-    found = evaluate_choices(None, None, choices)
-    assert found["accuracy"] == pytest.approx(2 / 3) and found["unreadable"] == 3 and found["blind_accuracy"] == pytest.approx(1 / 3)
+    pretend(lambda n, images: ["one", "Two.", "a dog"][n % 3] if images == "own" else "C")
+    metrics = evaluate_choices(None, None, choices)
+    assert metrics["accuracy"] == pytest.approx(2 / 3) and metrics["unreadable"] == 3
+    assert metrics["blind_accuracy"] == pytest.approx(1 / 3)
 
 def test_scienceqas_form_is_read():
-    row = dict(image=None, question="Which is a mammal?", choices=["a trout", "a bat"], answer=1, hint="", subject="natural science")
-    assert read_choice(row) == dict(images=[], question="Which is a mammal?", options=["a trout", "a bat"], answer=1, source="natural science")
+    both = dict(question="Which is a mammal?", answer=1)
+    row = both | dict(image=None, choices=["a trout", "a bat"], hint="", subject="natural science")
+    assert read_choice(row) == both | dict(images=[], options=["a trout", "a bat"], source="natural science")
 
-@pytest.mark.parametrize("change, message", [(dict(question="What?"), "no options"), (dict(answer="E"), "'E' is none of the 4"), (dict(question="What?\nOptions: B: b, C: c"), "no options"), (dict(question="What?\nOptions: A: a, C: c", answer="C"), "none of the 1"), (dict(answer="?"), "none of the 4")])
+@pytest.mark.parametrize("change, message", [
+    (dict(question="What?"), "no options"),
+    (dict(answer="E"), "'E' is none of the 4"),
+    (dict(question="What?\nOptions: B: b, C: c"), "no options"),
+    (dict(question="What?\nOptions: A: a, C: c", answer="C"), "none of the 1"),
+    (dict(answer="?"), "none of the 4")])
 def test_a_question_that_cannot_be_scored_is_refused(change, message):
     with pytest.raises(ValueError, match=message): read_choice(MMSTAR | change)
 
