@@ -5,7 +5,7 @@ nanovlm/ (numbers are chapters; a module imports only from those above it)
   weights.py      find a checkpoint; read and write its config and tensors (by hand: chapter 3)
   checking.py     what the exercises are checked with
   plots.py        every figure of the course
-  runs.py         what a long run needs: several processes, a log, states to resume from
+  runs.py         what a long run needs: several processes, a log, states in files
 
   patches.py      1   cut an image into patches, embed them
   attention.py    2   every patch looks at every other
@@ -17,15 +17,15 @@ nanovlm/ (numbers are chapters; a module imports only from those above it)
   connector.py    8   pixel shuffle and one linear layer
   model.py        9   the vision-language model: images spliced into text
   processor.py   10   tokenizer, prompt, image tiles, label mask; ask a question
-  data.py        11   data sets in one schema; batches, packing
-  batches.py          endless shuffled batches, from several workers, that remember their place
+  data.py        11   data sets in one schema; collate, pack, hold rows out
+  batches.py          endless shuffled batches, from several workers, that go on where they stopped
   frozen.py           train less: LoRA, and features of a frozen encoder kept
-  training.py    12   the training loop: optimizers, schedule, checkpoints, resume
+  training.py    12   the training loop: optimizers, schedule, validation, resume
   evaluation.py  13   accuracy, intervals, what the model scores without looking
   recipe.py      14   two pretrained towers joined (14_colab: the full recipe)
   inside.py      15   attention maps, occlusion, ablation, logit lens
   scaling.py     16   count operations and bytes; the memory planner
-  hub.py         17   open any known format; publish a model
+  hub.py         17   open any known format (nanoVLM's, too); publish a model
   scenes.py           drawn pictures with known answers, for chapter 15
   playground.py  18   the app in a notebook
 

@@ -16,7 +16,8 @@ def is_same(yours, right, # tensors, numbers, strings, or lists and tuples of th
             tolerance: float, # largest difference allowed between two numbers
             ) -> bool:
     "Whether two answers are equal: of one shape, and each number within the tolerance."
-    if isinstance(right, str) or right is None or isinstance(yours, str) or yours is None: return type(yours) is type(right) and yours == right
+    if isinstance(right, str) or right is None or isinstance(yours, str) or yours is None:
+        return type(yours) is type(right) and yours == right
     try: yours, right = (torch.as_tensor(value, dtype=torch.float64) for value in (yours, right))
     except (TypeError, ValueError, RuntimeError): return yours == right # lists of words, or of different lengths
     return yours.shape == right.shape and torch.allclose(yours, right, rtol=0, atol=tolerance, equal_nan=True)
@@ -27,14 +28,20 @@ def agree(yours: Any, # what your code gave: a tensor, a number, a string, or a 
           mistakes: dict[str, Any] | None=None, # what likely mistakes give: explanation of the mistake -> result
           tolerance: float=1e-5, # largest difference allowed between two numbers
           ) -> None:
-    "An AssertionError unless both are the same; it explains the mistake that gives exactly this answer, or says how far away it is."
+    ("An AssertionError unless both are the same; it explains the mistake that gives exactly this "
+     "answer, or says how far away it is.")
     if is_same(yours, right, tolerance): return
-    if any(value is None or value is ... for value in (yours if isinstance(yours, (list, tuple)) else [yours])): raise AssertionError("your answer is None or still `...`: fill in the cell, and see that the function returns its result")
+    if any(value is None or value is ...
+           for value in (yours if isinstance(yours, (list, tuple)) else [yours])):
+        raise AssertionError("your answer is None or still `...`: fill in the cell, and see that the "
+                             "function returns its result")
     for explanation, result in (mistakes or {}).items():
         if is_same(yours, result, tolerance): raise AssertionError(explanation)
     if isinstance(yours, torch.Tensor) and isinstance(right, torch.Tensor):
-        if yours.shape != right.shape: raise AssertionError(f"the shape is {tuple(yours.shape)}, not {tuple(right.shape)}")
-        raise AssertionError(f"the shape is right, but numbers differ by up to {(yours.double() - right.double()).abs().max().item():.3g}")
+        if yours.shape != right.shape:
+            raise AssertionError(f"the shape is {tuple(yours.shape)}, not {tuple(right.shape)}")
+        raise AssertionError("the shape is right, but numbers differ by up to "
+                             f"{(yours.double() - right.double()).abs().max().item():.3g}")
     raise AssertionError(f"{textwrap.shorten(repr(yours), 200, placeholder=' …')} is not the answer")
 
 # %% ../nbs/reference/checking.ipynb #5f41bc12
@@ -42,7 +49,8 @@ def refuses(check: Callable, # a checker
             *wrong,          # a wrong answer
             says: str,       # what the refusal must mention
             ) -> str:        # the whole refusal
-    "The checker's refusal of a wrong answer; an AssertionError if it accepts it, or refuses it for another reason."
+    ("The checker's refusal of a wrong answer; an AssertionError if it accepts it, or refuses it for "
+     "another reason.")
     try: check(*wrong)
     except AssertionError as error:
         assert says in str(error), f"refused, but for another reason: {error}"
@@ -53,7 +61,8 @@ def refuses(check: Callable, # a checker
 def refuses_all(check: Callable,        # a checker
                 wrong: dict[str, Any],  # its table: explanation -> the wrong answer; a tuple holds several arguments
                 ) -> None:
-    "Show every wrong answer to its checker and print the refusals; an AssertionError if one lacks its explanation."
+    ("Show every wrong answer to its checker and print the refusals; an AssertionError if one lacks "
+     "its explanation.")
     for explanation, answer in wrong.items():
         print(refuses(check, *(answer if isinstance(answer, tuple) else (answer,)), says=explanation))
 
@@ -64,7 +73,9 @@ def catches(test: Callable,  # your test: takes the code to be tested, and raise
             ) -> str:        # with which words your test caught the bug
     "Run a test on wrong and right code; an AssertionError if it cannot tell them apart."
     try: test(right)
-    except Exception as error: raise AssertionError(f"your test fails on the right code, too: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise AssertionError(
+            f"your test fails on the right code, too: {type(error).__name__}: {error}") from error
     try: test(wrong)
     except Exception as error: return f"Caught. Your test says: {type(error).__name__}: {error}"
     raise AssertionError("your test passes on the wrong code: it does not look at what goes wrong")

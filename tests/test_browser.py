@@ -1,18 +1,22 @@
 "Every page of the site, and the playground in JupyterLab, in a real browser."
-import functools, html, http.server, json, os, re, shutil, signal, socket, subprocess, sys, threading, time, urllib.request
+import functools, html, http.server, json, os, re, shutil, signal, socket, subprocess, sys, threading, time
+import urllib.request
 from importlib.metadata import distribution
 from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
-from conftest import NOTEBOOKS, REPO, tool
+from conftest import NOTEBOOKS, REPO
+from nanovlm.scenes import scene_model
 
 PAGES = [p.relative_to(REPO / "nbs").with_suffix(".html").as_posix() for p in NOTEBOOKS]
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]
 
 @pytest.fixture(scope="module")
 def chromium():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    names = "chromium", "chromium-browser", "google-chrome"
+    path = next(filter(None, map(shutil.which, names)), None)
     assert path, "no Chromium or Chrome on the PATH: install one (apt-get install chromium)"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
@@ -24,20 +28,24 @@ def address(site):
     "The site, served on this machine."
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    handler = functools.partial(Quiet, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
 
 def offline(route):
-    "What pages load from elsewhere: KaTeX (here from a PyPI package, without its style), the themes' fonts, and Colab's badge. Anything else fails."
+    """What pages load from elsewhere: KaTeX, the themes' fonts, and Colab's badge. Anything else fails.
+
+    KaTeX comes from a PyPI package here, without its style."""
     url = route.request.url
     if url.startswith(("http://127.0.0.1", "data:", "blob:")): return route.continue_()
     if "/katex" in url:
         name = url.rsplit("/", 1)[1]
         file = distribution("sphinxcontrib-katex").locate_file(f"sphinxcontrib/{name}")
-        return route.fulfill(path=file) if Path(file).exists() else route.fulfill(body="", content_type="text/css")
-    if "fonts.googleapis" in url: return route.fulfill(body="", content_type="text/css") # the themes' fonts; a system font takes their place
+        if Path(file).exists(): return route.fulfill(path=file)
+        return route.fulfill(body="", content_type="text/css")
+    if "fonts.googleapis" in url: return route.fulfill(body="", content_type="text/css") # a system font instead
     if "colab-badge" in url: return route.fulfill(body=BADGE, content_type="image/svg+xml")
     route.abort()
 
@@ -59,7 +67,19 @@ def markdown(name):
     notebook = json.loads((REPO / "nbs" / name).with_suffix(".ipynb").read_text())
     return "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
 
-def has_math(text): return re.search(r"(?<![\\$`\w])\$[^$\s][^$\n]*\$|\$\$", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
+def has_math(text):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S) # without code
+    return re.search(r"(?<![\\$`\w])\$[^$\s][^$\n]*\$|\$\$", text)
+
+IMAGES = "all => all.map(i => [i.naturalWidth, i.alt, i.src.slice(0, 60)])"
+TEXT = """() => {
+    const main = document.querySelector("main").cloneNode(true)
+    main.querySelectorAll("pre, code").forEach(e => e.remove())
+    return main.textContent
+}"""
+TOO_WIDE = """[...document.querySelectorAll("main *")]
+    .filter(e => e.getBoundingClientRect().right > 376)
+    .map(e => e.tagName + " " + e.className + " " + e.textContent.slice(0, 60)).slice(0, 5)"""
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_whole_and_fits_a_phone(page, address, site, name):
@@ -67,18 +87,30 @@ def test_page_is_whole_and_fits_a_phone(page, address, site, name):
     page.wait_for_timeout(200)
     assert not page.errors
     assert (site / name).stat().st_size <= 1.5e6, "the page is larger than 1.5 MB"
-    images = page.eval_on_selector_all("main img", "all => all.map(i => [i.naturalWidth, i.alt, i.src.slice(0, 60)])")
-    assert all(width > 0 and alt.strip() for width, alt, _ in images), [i for i in images if not i[0] or not i[1].strip()]
-    code = page.locator("main pre.sourceCode")
-    if code.count(): assert page.locator("main pre.sourceCode code span[class]").count() > code.count(), "code is not highlighted"
-    if has_math(markdown(name)): assert page.locator("main .katex").count() and not page.locator(".katex-error").count(), "math is not rendered"
-    text = page.evaluate("() => { const main = document.querySelector('main').cloneNode(true); main.querySelectorAll('pre, code').forEach(e => e.remove()); return main.textContent }")
-    assert "<details>" not in text and "```" not in text and ":::" not in text, "something was not rendered"
-    if not name.startswith("reference/") and name != "index.html": assert page.locator(f'main a[href$="/nbs/{name[:-5]}.ipynb"] img[src*="colab-badge"]').count() == 1, "no badge to open it in Colab"
+    images = page.eval_on_selector_all("main img", IMAGES)
+    assert all(width > 0 and alt.strip() for width, alt, _ in images), images
+    code = page.locator("main pre.sourceCode").count()
+    coloured = page.locator("main pre.sourceCode code span[class]").count()
+    assert not code or coloured > code, "code is not highlighted"
+    if has_math(markdown(name)):
+        assert page.locator("main .katex").count(), "math is not rendered"
+        assert not page.locator(".katex-error").count(), "math has an error"
+    text = page.evaluate(TEXT)
+    for raw in ("<details>", "```", ":::"): assert raw not in text, f"{raw} was not rendered"
+    if not name.startswith("reference/") and name != "index.html":
+        badge = page.locator(f'main a[href$="/nbs/{name[:-5]}.ipynb"] img[src*="colab-badge"]')
+        assert badge.count() == 1, "no badge to open it in Colab"
     page.set_viewport_size(dict(width=375, height=800)) # a phone
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     width = page.evaluate("document.documentElement.scrollWidth")
-    assert width <= 375, f"{width} pixels wide: " + str(page.evaluate("[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 376).map(e => e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 60)).slice(0, 5)"))
+    assert width <= 375, f"{width} pixels wide: {page.evaluate(TOO_WIDE)}"
+
+MOVED = {"08_pixel_shuffle": "08_connector", "09_vlm": "09_model", "17_sharing": "17_hub"}
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_address_leads_to_the_new_one(page, address, old):
+    page.goto(f"{address}{old}.html")
+    page.wait_for_url(f"**/{MOVED[old]}.html")
 
 def test_links_lead_somewhere(site):
     text = {p.relative_to(site).as_posix(): p.read_text() for p in site.rglob("*.html")}
@@ -99,14 +131,17 @@ def test_search_finds_rope(page, address):
     box = page.locator("#quarto-search input, #quarto-search button").first
     box.click()
     page.keyboard.type("RoPE")
-    page.get_by_role("link", name=re.compile("Rotary")).or_(page.locator("[role=option]", has_text="Rotary")).first.wait_for(timeout=10_000)
+    option = page.locator("[role=option]", has_text="Rotary")
+    page.get_by_role("link", name=re.compile("Rotary")).or_(option).first.wait_for(timeout=10_000)
     assert not page.errors
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(page, address, scheme):
     page.emulate_media(color_scheme=scheme)
     page.goto(address + "04_rope.html", wait_until="load")
-    def brightness(): return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) / 3
+    def brightness():
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
     before = brightness()
     assert (before > 128) == (scheme == "light")
     page.locator(".quarto-color-scheme-toggle").first.click()
@@ -119,25 +154,40 @@ def test_landing_page_shows_a_card_when_shared(page, address):
     assert image and page.get_attribute('meta[name="twitter:card"]', "content") == "summary_large_image"
     assert (REPO / "nbs" / image[image.index("images/"):]).exists()
 
-@pytest.fixture(scope="module")
-def lab(copy, tmp_path_factory):
-    "`make lab`, with a model in runs/scenes that has learnt for a moment. Gives its address, and the page that it opened in a browser (here a script that keeps it)."
-    from nanovlm.scenes import scene_model
-    scene_model(str(copy / "nbs/runs/scenes"), steps=30)
-    home = tmp_path_factory.mktemp("jupyter")
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (home / "jupyter_server_config.json").write_text(json.dumps({"ServerApp": dict(port=port, port_retries=0, allow_root=True), "IdentityProvider": dict(token=""), "LabApp": dict(news_url=None, check_for_updates_class="jupyterlab.NeverCheckForUpdate")}))
+        return free.getsockname()[1]
+
+def is_up(url):
+    try: urllib.request.urlopen(url, timeout=5)
+    except OSError: return False
+    return True
+
+@pytest.fixture(scope="module")
+def lab(copy, tmp_path_factory):
+    "`make lab`: its address, and the page that it opened in a browser (here a script that keeps it)."
+    scene_model(str(copy / "nbs/runs/scenes"), steps=30) # the notebook would train it for longer
+    home, port = tmp_path_factory.mktemp("jupyter"), free_port()
+    settings = {"ServerApp": dict(port=port, port_retries=0, allow_root=True),
+                "IdentityProvider": dict(token=""),
+                "LabApp": dict(news_url=None, check_for_updates_class="jupyterlab.NeverCheckForUpdate")}
+    (home / "jupyter_server_config.json").write_text(json.dumps(settings))
     keep = home / "keep.sh"
     keep.write_text(f'#!/bin/sh\ncp "${{1#file://}}" {home}/opened.html\n')
     keep.chmod(0o755)
-    environment = os.environ | dict(PYTHONPATH=str(copy), BROWSER=f"{keep} %s") | {name: str(home) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
-    process = subprocess.Popen(["make", "-o", ".venv/course", "lab", f"BIN={os.path.dirname(sys.executable)}"], cwd=copy, env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, start_new_session=True)
+    folders = "CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"
+    environment = os.environ | {f"JUPYTER_{name}": str(home) for name in folders}
+    environment |= {f"JUPYTERLAB_{name}_DIR": str(home) for name in ("SETTINGS", "WORKSPACES")}
+    environment |= dict(PYTHONPATH=str(copy), BROWSER=f"{keep} %s")
+    command = ["make", "-o", ".venv/course", "lab", f"BIN={os.path.dirname(sys.executable)}"]
+    log = home / "log"
+    process = subprocess.Popen(command, cwd=copy, env=environment, stdout=log.open("w"),
+                               stderr=subprocess.STDOUT, start_new_session=True)
     for _ in range(240):
-        assert process.poll() is None, (home / "log").read_text()
-        try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5); break
-        except OSError: time.sleep(0.5)
+        assert process.poll() is None, log.read_text()
+        if is_up(f"http://127.0.0.1:{port}/api"): break
+        time.sleep(0.5)
     yield f"http://127.0.0.1:{port}/lab/tree/", home / "opened.html"
     os.killpg(process.pid, signal.SIGTERM)
     process.wait()
@@ -154,7 +204,8 @@ def test_playground_in_jupyterlab(page, lab, tmp_path):
     page.get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All( Cells)?$")).click()
-    app = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.get_by_role("button", name="ask", exact=True)).last
+    send = page.get_by_role("button", name="ask", exact=True)
+    app = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=send).last
     question = app.locator(".widget-text input")
     question.wait_for(timeout=180_000)
     page.get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=180_000)

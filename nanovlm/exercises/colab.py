@@ -16,32 +16,58 @@ def check_hour(done: float, # share of the steps that are done after an hour, be
                rate: float, # learning rate at that moment, as a share of its peak
                ) -> str:
     "Exercise 14.1."
-    agree(done, 0.4, {"upside down: a lower MFU means fewer steps": 2.5, "that is what is left to do": 0.6, "give a share between 0 and 1, not percent": 40.0, "the MFU is a share of the GPU's arithmetic, not of the plan: compare it with the one that was planned": 0.08}, tolerance=0.01)
+    agree(done, 0.4,
+          {"upside down: a lower MFU means fewer steps": 2.5, "that is what is left to do": 0.6,
+           "give a share between 0 and 1, not percent": 40.0,
+           "the MFU is a share of the GPU's arithmetic, not of the plan: compare it with the one that "
+           "was planned": 0.08}, tolerance=0.01)
     agree(rate, learning_rate(2000, TrainConfig(output_dir="", steps=5000)), {
-        "that is a straight line down; ours is a cosine": 0.6, "a straight line behind the warm-up; ours is a cosine": 0.639, "a cosine, but from the first step on: the warm-up takes 5 % of the steps, and the cosine the other 95 %": 0.661,
-        "the rate falls: at two fifths of the way it has lost less than half of its height": 0.4, "that is where it ends": 0.02}, tolerance=0.01)
-    return "Right. The run is cut off at full stride, and the small steps at the end, which settle the weights, never come. Take twenty steps, read the MFU in the log, and only then set the number of steps."
+        "that is a straight line down; ours is a cosine": 0.6,
+        "a straight line behind the warm-up; ours is a cosine": 0.639,
+        "a cosine, but from the first step on: the warm-up takes 5 % of the steps, and the cosine the "
+        "other 95 %": 0.661,
+        "the rate falls: at two fifths of the way it has lost less than half of its height": 0.4,
+        "that is where it ends": 0.02}, tolerance=0.01)
+    return ("Right. The run is cut off at full stride, and the small steps at the end, which settle "
+            "the weights, never come. Take twenty steps, read the MFU in the log, and only then set "
+            "the number of steps.")
 
 # %% ../../nbs/solutions/colab.ipynb #67dc4582
 RUNS = { # name: mean training loss of every 20 steps, and the validation loss after them
-    "a": dict(train=[1.681, 0.774, 0.662, 0.716, 0.782, 0.748, 0.705, 0.594, 0.550, 0.541, 0.531, 0.525], valid=[0.895, 0.625, 0.928, 1.366, 0.834, 0.760, 0.637, 0.564, 0.537, 0.530, 0.532, 0.524]),
-    "b": dict(train=[3.204, 0.570, 0.298, 0.262, 0.236, 0.225, 0.214, 0.189, 0.174, 0.154, 0.146, 0.143], valid=[0.923, 0.347, 0.261, 0.246, 0.235, 0.223, 0.203, 0.179, 0.172, 0.160, 0.154, 0.155]),
-    "c": dict(train=[3.189, 0.420, 0.100, 0.030, 0.013, 0.008, 0.004, 0.002, 0.001, 0.001, 0.001, 0.001], valid=[0.943, 0.482, 0.595, 0.724, 0.897, 0.989, 0.954, 0.960, 0.912, 0.908, 0.889, 0.888]),
-    "d": dict(train=[2.881, 0.601, 0.411, 0.404, 0.383, 0.377, 0.392, 0.378, 0.376, 0.383, 0.382, 0.372], valid=[0.939, 0.417, 0.407, 0.383, 0.382, 0.385, 0.378, 0.381, 0.381, 0.377, 0.378, 0.377])}
+    "a": dict(train=[1.681, 0.774, 0.662, 0.716, 0.782, 0.748, 0.705, 0.594, 0.550, 0.541, 0.531,
+                     0.525], valid=[0.895, 0.625, 0.928, 1.366, 0.834, 0.760, 0.637, 0.564, 0.537,
+                                    0.530, 0.532, 0.524]),
+    "b": dict(train=[3.204, 0.570, 0.298, 0.262, 0.236, 0.225, 0.214, 0.189, 0.174, 0.154, 0.146,
+                     0.143], valid=[0.923, 0.347, 0.261, 0.246, 0.235, 0.223, 0.203, 0.179, 0.172,
+                                    0.160, 0.154, 0.155]),
+    "c": dict(train=[3.189, 0.420, 0.100, 0.030, 0.013, 0.008, 0.004, 0.002, 0.001, 0.001, 0.001,
+                     0.001], valid=[0.943, 0.482, 0.595, 0.724, 0.897, 0.989, 0.954, 0.960, 0.912,
+                                    0.908, 0.889, 0.888]),
+    "d": dict(train=[2.881, 0.601, 0.411, 0.404, 0.383, 0.377, 0.392, 0.378, 0.376, 0.383, 0.382,
+                     0.372], valid=[0.939, 0.417, 0.407, 0.383, 0.382, 0.385, 0.378, 0.381, 0.381,
+                                    0.377, 0.378, 0.377])}
 
 def check_runs(causes: dict[str, str], # "a" to "d": "healthy", "blind", "rate too high" or "learns by heart"
                ) -> str:
     "Exercise 14.2."
     right = {"a": "rate too high", "b": "healthy", "c": "learns by heart", "d": "blind"}
-    look = {"a": "its losses go up in the middle, in training as well, and come down only as the schedule takes the rate down",
-            "b": "both losses still fall in the second half, side by side, and lie below every other run's validation loss",
+    look = {"a": "its losses go up in the middle, in training as well, and come down only as the "
+            "schedule takes the rate down",
+            "b": "both losses still fall in the second half, side by side, and lie below every other "
+            "run's validation loss",
             "c": "the training loss goes to 0 while the validation loss turns round and rises",
-            "d": "from step 60 on both losses lie flat, at the same height: there is nothing left to learn from what it is given"}
+            "d": "from step 60 on both losses lie flat, at the same height: there is nothing left to "
+            "learn from what it is given"}
     agree(type(causes), dict, {"give a dictionary from run to cause": type(causes)})
-    for run, cause in causes.items(): assert cause is ... or cause in right.values(), f"{run}: {cause!r} is none of the four causes: {', '.join(map(repr, right.values()))}"
+    for run, cause in causes.items():
+        assert cause is ... or cause in right.values(), (f"{run}: {cause!r} is none of the four "
+                                                         "causes: "
+                                                         f"{', '.join(map(repr, right.values()))}")
     for run, cause in right.items():
-        agree(causes.get(run), cause, {f"{run} is not {other!r}: {look[run]}": other for other in right.values()})
-    return "Right. Each is told by two curves and their order: either loss alone would not do. In training loss, the one that learns by heart looks best of all."
+        agree(causes.get(run), cause,
+              {f"{run} is not {other!r}: {look[run]}": other for other in right.values()})
+    return ("Right. Each is told by two curves and their order: either loss alone would not do. In "
+            "training loss, the one that learns by heart looks best of all.")
 
 # %% ../../nbs/solutions/colab.ipynb #340a8c43
 def check_smooth(smooth: Callable, # (losses, beta) -> list of as many smoothed losses
@@ -57,17 +83,25 @@ def check_smooth(smooth: Callable, # (losses, beta) -> list of as many smoothed 
         out = [0.0]
         for t, x in enumerate(losses, 1): out.append((beta * out[-1] + (1 - beta) * x) / (1 - beta**t))
         return out[1:]
-    for losses, beta in (([7.0, 3.0, 2.0, 2.5, 1.0, 1.5], 0.5), ([6.0, 5.0, 1.0, 4.0], 0.9), ([2.0] * 30, 0.98), ([4.0], 0.7)):
+    for losses, beta in (([7.0, 3.0, 2.0, 2.5, 1.0, 1.5], 0.5), ([6.0, 5.0, 1.0, 4.0], 0.9),
+                         ([2.0] * 30, 0.98), ([4.0], 0.7)):
         before = list(losses)
         yours = smooth(losses, beta)
         agree(losses, before, {"your function changes the list that it is given": losses})
         agree(yours, running(losses, beta, 0.0, True), {
-            "it starts at 0 and climbs: divide by the weights that have been given out so far, 1 − β^t": running(losses, beta, 0.0, False),
-            "it starts from the first loss, which then weighs far more than any other and pulls the curve up for a long time": running(losses, beta, losses[0], False),
-            "the corrected mean goes into the next step: keep m as it is, and correct only what you put into the list": carried_on(losses, beta),
-            "β and 1 − β are exchanged: β is the share of the old mean that is kept": running(losses, 1 - beta, 0.0, True),
-            "the power of β is one too small: after the first loss it is β¹": [m * (1 - beta**t) / (1 - beta ** (t - 1)) if t > 1 else m for t, m in enumerate(running(losses, beta, 0.0, True), 1)]})
-    return "Right. TensorBoard's slider does the same. Keep in mind that the curve lags behind by about 1 / (1 − β) steps: a jump that it shows was earlier."
+            "it starts at 0 and climbs: divide by the weights that have been given out so far, "
+            "1 − β^t": running(losses, beta, 0.0, False),
+            "it starts from the first loss, which then weighs far more than any other and pulls the "
+            "curve up for a long time": running(losses, beta, losses[0], False),
+            "the corrected mean goes into the next step: keep m as it is, and correct only what you "
+            "put into the list": carried_on(losses, beta),
+            "β and 1 − β are exchanged: β is the share of the old mean that is kept": running(
+                losses, 1 - beta, 0.0, True),
+            "the power of β is one too small: after the first loss it is β¹": [
+                m * (1 - beta**t) / (1 - beta ** (t - 1)) if t > 1 else m for t,
+                m in enumerate(running(losses, beta, 0.0, True), 1)]})
+    return ("Right. TensorBoard's slider does the same. Keep in mind that the curve lags behind by "
+            "about 1 / (1 − β) steps: a jump that it shows was earlier.")
 
 # %% ../../nbs/solutions/colab.ipynb #0c17a2e8
 def check_shares(loss_shares: Callable, # (weights: name -> weight, questions drawn an image) -> name -> share
@@ -76,35 +110,55 @@ def check_shares(loss_shares: Callable, # (weights: name -> weight, questions dr
     def shares(weights, tokens):
         total = sum(weight * tokens(*CAULDRON[name]) for name, weight in weights.items())
         return [weight * tokens(*CAULDRON[name]) / total for name, weight in weights.items()]
-    for weights, questions in (({"VQAv2": 3, "A-OKVQA": 1, "LNarratives": 1}, 4), ({"OCR-VQA": 2, "PlotQA": 1, "VisText": 5}, 2), ({"WebSight": 1, "DVQA": 9}, 6)):
+    for weights, questions in (({"VQAv2": 3, "A-OKVQA": 1, "LNarratives": 1}, 4),
+                               ({"OCR-VQA": 2, "PlotQA": 1, "VisText": 5}, 2),
+                               ({"WebSight": 1, "DVQA": 9}, 6)):
         yours = loss_shares(dict(weights), questions)
-        assert isinstance(yours, dict) and yours.keys() == weights.keys(), f"give a dictionary with a share for each of {', '.join(weights)}"
-        yours, ours = [yours[name] for name in weights], shares(weights, lambda images, asked, tokens, _: tokens / asked * min(questions, asked / images))
+        assert isinstance(yours,
+                          dict) and yours.keys() == weights.keys(), ("give a dictionary with a share "
+                                                                     f"for each of {', '.join(weights)}")
+        yours, ours = [yours[name] for name in weights], shares(
+            weights, lambda images, asked, tokens, _: tokens / asked * min(questions, asked / images))
         agree(yours, ours, {
-            "these are shares of the rows: a row counts by the tokens of its answers": shares(weights, lambda *_: 1),
-            "all of an image's questions are counted, but only so many are drawn": shares(weights, lambda images, asked, tokens, _: tokens / images),
-            "every row has as many questions as any other in yours: where an image has fewer than may be drawn, fewer are drawn": shares(weights, lambda images, asked, tokens, _: tokens / asked),
-            "how many rows a subset has does not matter: the weights say how often each is drawn": shares(weights, lambda images, asked, tokens, _: tokens),
-            "shares add up to 1: divide by their sum": [weight * CAULDRON[name][2] / CAULDRON[name][1] * min(questions, CAULDRON[name][1] / CAULDRON[name][0]) for name, weight in weights.items()]})
-    return "Right. Localized Narratives are a fifth of the rows and 42 % of the loss. The authors of The Cauldron state their mixture in tokens of answers, not in rows."
+            "these are shares of the rows: a row counts by the tokens of its answers": shares(
+                weights, lambda *_: 1),
+            "all of an image's questions are counted, but only so many are drawn": shares(
+                weights, lambda images, asked, tokens, _: tokens / images),
+            "every row has as many questions as any other in yours: where an image has fewer than may "
+            "be drawn, fewer are drawn": shares(weights, lambda images, asked, tokens, _: tokens / asked),
+            "how many rows a subset has does not matter: the weights say how often each is "
+            "drawn": shares(weights, lambda images, asked, tokens, _: tokens),
+            "shares add up to 1: divide by their sum": [
+                weight * CAULDRON[name][2] / CAULDRON[name][1] * min(
+                    questions, CAULDRON[name][1] / CAULDRON[name][0]) for name, weight in weights.items()]})
+    return ("Right. Localized Narratives are a fifth of the rows and 42 % of the loss. The authors of "
+            "The Cauldron state their mixture in tokens of answers, not in rows.")
 
 # %% ../../nbs/solutions/colab.ipynb #6b06b20c
 def check_dials(mixing: Callable, # (sizes: name -> rows, temperature, cap) -> name -> share of what is drawn
                 ) -> str:
     "Exercise 14.5."
     def shares(sizes): return [size / sum(sizes) for size in sizes]
-    for sizes, T, cap in (({"x": 900, "y": 100}, 1.0, 10**9), ({"x": 900, "y": 100}, 2.0, 10**9), ({"x": 80_000, "y": 5000, "z": 300}, 3.0, 20_000), ({"x": 500_000, "y": 300}, 1.0, 65_536)):
+    for sizes, T, cap in (({"x": 900, "y": 100}, 1.0, 10**9), ({"x": 900, "y": 100}, 2.0, 10**9),
+                          ({"x": 80_000, "y": 5000, "z": 300}, 3.0, 20_000),
+                          ({"x": 500_000, "y": 300}, 1.0, 65_536)):
         n = list(sizes.values())
         yours = mixing(dict(sizes), T, cap)
-        assert isinstance(yours, dict) and yours.keys() == sizes.keys(), f"give a dictionary with a share for each of {', '.join(sizes)}"
+        assert isinstance(yours,
+                          dict) and yours.keys() == sizes.keys(), ("give a dictionary with a share "
+                                                                   f"for each of {', '.join(sizes)}")
         agree([yours[name] for name in sizes], shares([min(size, cap) ** (1 / T) for size in n]), {
             "shares add up to 1: divide by their sum": [min(size, cap) ** (1 / T) for size in n],
-            "the temperature is upside down: the exponent is 1 / T, so that a high one makes the shares alike": shares([min(size, cap) ** T for size in n]),
-            "the cap comes first: it limits the size, before the root is taken": shares([min(size ** (1 / T), cap) for size in n]),
+            "the temperature is upside down: the exponent is 1 / T, so that a high one makes the "
+            "shares alike": shares([min(size, cap) ** T for size in n]),
+            "the cap comes first: it limits the size, before the root is taken": shares(
+                [min(size ** (1 / T), cap) for size in n]),
             "the cap has no effect": shares([size ** (1 / T) for size in n]),
             "the temperature has no effect": shares([min(size, cap) for size in n])})
     sizes = {name: CAULDRON[name][0] for name in ("LNarratives", "VQAv2", "VQA-RAD")}
     hot = mixing(sizes, 1e6, 10**9)
-    assert max(hot.values()) - min(hot.values()) < 1e-4, "at a very high temperature all shares should be alike"
+    assert max(hot.values()) - min(hot.values()) < 1e-4, ("at a very high temperature all shares "
+                                                          "should be alike")
     times = [f"{1.3e6 * mixing(sizes, T, 10**9)['VQA-RAD'] / sizes['VQA-RAD']:,.0f}" for T in (1, 2, 1e6)]
-    return f"Right. In six hours, an image of VQA-RAD is seen {times[0]} times at a temperature of 1, {times[1]} times at 2, and {times[2]} times with equal weights."
+    return (f"Right. In six hours, an image of VQA-RAD is seen {times[0]} times at a temperature of 1, "
+            f"{times[1]} times at 2, and {times[2]} times with equal weights.")

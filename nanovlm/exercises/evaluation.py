@@ -18,16 +18,30 @@ def check_circular(guesses: tuple[float, float],    # accuracy asked once, and i
                    ) -> str:
     "Exercise 13.1."
     answers = [None if ... in pair else [*pair] for pair in (guesses, always_a, knows_half)]
-    assert not any(p is not ... and p > 1 for pair in (guesses, always_a, knows_half) for p in pair), "an accuracy lies between 0 and 1: do not give percent"
-    agree(answers[0], [0.25, 0.25**4], {"all four guesses must be right, not only one of them": [0.25, 0.25], "the four guesses are independent: multiply": [0.25, 0.25 / 4],
-                                        "a question is right only if all four replies are: one right reply is not enough": [0.25, 1 - 0.75**4]}, tolerance=1e-3)
-    agree(answers[1], [0.25, 0], {"once around the circle, the right option stands at A only once of four times": [0.25, 0.25], "it does not guess: its replies are the same four times, while the right letter moves": [0.25, 0.25**4],
-                                   "asked once, it is right where A happens to be the answer": [0, 0],
-                                   "asked once, A is the right answer to one question in four": [1, 0]}, tolerance=1e-3)
-    agree(answers[2], [0.5 + 0.5 * 0.25, 0.5 + 0.5 * 0.25**4], {"of what it does not know, it guesses some": [0.5, 0.5], "what it knows it gets right four times out of four": [0.625, 0.625**4],
-                                                                   "in a circle, guesses are hardly ever right": [0.625, 0.625],
-                                                                   "in a circle, too, a few guesses are right: add them": [0.625, 0.5]}, tolerance=1e-3)
-    return "Right. Asked once, the third model seems to know five eighths; in a circle half, as it does. And a taste for one letter earns nothing."
+    assert not any(p is not ... and p > 1 for pair in (guesses, always_a, knows_half)
+                   for p in pair), "an accuracy lies between 0 and 1: do not give percent"
+    agree(answers[0], [0.25, 0.25**4],
+          {"all four guesses must be right, not only one of them": [0.25, 0.25],
+           "the four guesses are independent: multiply": [0.25, 0.25 / 4],
+           "a question is right only if all four replies are: one right "
+           "reply is not enough": [0.25, 1 - 0.75**4]}, tolerance=1e-3)
+    agree(answers[1], [0.25, 0],
+          {"once around the circle, the right option stands at A only once of four times": [0.25, 0.25],
+           "it does not guess: its replies are the same four times, while the right letter moves": [
+               0.25, 0.25**4],
+           "asked once, it is right where A happens to be the answer": [0, 0],
+           "asked once, A is the right answer to one question in four": [1, 0]},
+          tolerance=1e-3)
+    agree(answers[2], [0.5 + 0.5 * 0.25, 0.5 + 0.5 * 0.25**4],
+          {"of what it does not know, it guesses some": [0.5, 0.5],
+           "what it knows it gets right four times out of four": [0.625, 0.625**4],
+           "in a circle, guesses are hardly "
+           "ever right": [0.625, 0.625],
+           "in a circle, too, a few guesses "
+           "are right: add them": [0.625, 0.5]},
+          tolerance=1e-3)
+    return ("Right. Asked once, the third model seems to know five eighths; in a circle half, as it "
+            "does. And a taste for one letter earns nothing.")
 
 # %% ../../nbs/solutions/evaluation.ipynb #513e0c92
 def check_anls(anls: Callable, # (prediction, answers) -> score
@@ -40,44 +54,61 @@ def check_anls(anls: Callable, # (prediction, answers) -> score
             for j, y in enumerate(b, 1): row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
         return row[-1]
     def unlike(a, b): return sum(x != y for x, y in zip(a, b)) + abs(len(a) - len(b))
-    def score(prediction, answers, clean=lambda text: text.strip().lower(), distance=edits, length=lambda a, b: max(len(a), len(b)), counts=lambda d: d < 0.5, best=max):
+    def score(prediction, answers, clean=lambda text: text.strip().lower(), distance=edits,
+              length=lambda a, b: max(len(a), len(b)), counts=lambda d: d < 0.5, best=max):
         pairs = [(clean(prediction), clean(answer)) for answer in answers]
         shares = [distance(*pair) / length(*pair) for pair in pairs]
         return best([1 - d if counts(d) else 0.0 for d in shares])
-    cases = [("hello", ["hello"]), (" Hello", ["hello "]), ("helo", ["hello"]), ("cat", ["dog"]), ("12 May", ["12 May 1999", "12 may"]), ("abcd", ["abxy"]), ("kitten", ["sitting"]), ("1000", ["100"]),
-             ("the total is 7", ["7"]), ("", ["nothing"]), ("aspirin", ["spirin", "ibuprofen"]), ("Ada", ["Lovelace", "ada lovelace", "A. Lovelace"])]
+    cases = [("hello", ["hello"]), (" Hello", ["hello "]), ("helo", ["hello"]), ("cat", ["dog"]),
+             ("12 May", ["12 May 1999", "12 may"]), ("abcd", ["abxy"]), ("kitten", ["sitting"]),
+             ("1000", ["100"]),
+             ("the total is 7", ["7"]), ("", ["nothing"]), ("aspirin", ["spirin", "ibuprofen"]),
+             ("Ada", ["Lovelace", "ada lovelace", "A. Lovelace"])]
     of = lambda **change: [score(*case, **change) for case in cases]
     yours = [anls(prediction, [*answers]) for prediction, answers in cases]
     agree(None if None in yours else yours, of(), {
-        "a distance of exactly half the length gives 0, too: it must be below 0.5": of(counts=lambda d: d <= 0.5),
+        "a distance of exactly half the length gives 0, too: it must be below 0.5": of(
+            counts=lambda d: d <= 0.5),
         "the limit is missing: texts that have little in common get some credit": of(counts=lambda d: True),
         "capitals matter in yours": of(clean=str.strip),
         "spaces at the ends matter in yours": of(clean=str.lower),
         "capitals and spaces at the ends matter in yours": of(clean=str),
-        "of several accepted answers the best counts, not the mean": of(best=lambda scores: sum(scores) / len(scores)),
+        "of several accepted answers the best counts, not the mean": of(
+            best=lambda scores: sum(scores) / len(scores)),
         "only the first accepted answer is looked at": of(best=lambda scores: scores[0]),
         "divide by the length of the longer text, not of the accepted answer": of(length=lambda a, b: len(b)),
-        "letters are compared place by place: a letter that is missing at the start shifts all others": of(distance=unlike),
+        "letters are compared place by place: a letter that is missing at the start "
+        "shifts all others": of(distance=unlike),
         "this is the distance; the score is 1 minus it": [1 - s for s in of(counts=lambda d: True)]})
-    return "Right. A slip of the reader costs little: one letter of five, a fifth. But so does one digit: 1000 for 100 still gets 0.75."
+    return ("Right. A slip of the reader costs little: one letter of five, a fifth. But so does one "
+            "digit: 1000 for 100 still gets 0.75.")
 
 # %% ../../nbs/solutions/evaluation.ipynb #2a2edaab
 def check_three_rules(options: list[tuple], # three of (log-likelihood, tokens, characters)
                       ) -> str:
     "Exercise 13.3."
-    assert len(options) == 3 and all(len(option) == 3 for option in options), "give three options, each with three numbers"
+    assert len(options) == 3 and all(len(option) == 3
+                                     for option in options), "give three options, each with three numbers"
     for total, tokens, characters in options:
-        assert ... not in (total, tokens, characters), "an option still holds `...`: fill in its three numbers"
+        assert ... not in (total, tokens,
+                           characters), "an option still holds `...`: fill in its three numbers"
         assert total < 0, f"the log-likelihood {total} is not below 0: a probability is less than 1"
-        assert tokens >= 1 and tokens == int(tokens) and characters == int(characters), f"{tokens} tokens, {characters} characters: give whole numbers, of at least 1"
-        assert characters >= tokens, f"{characters} characters in {tokens} tokens: each token has at least one"
-    rules = {"by the sum": [t for t, _, _ in options], "per token": [t / n for t, n, _ in options], "per character": [t / n for t, _, n in options]}
+        assert tokens >= 1 and tokens == int(
+            tokens) and characters == int(characters), (f"{tokens} tokens, {characters} characters: "
+                                                        "give whole numbers, of at least 1")
+        assert characters >= tokens, (f"{characters} characters in {tokens} tokens: each token has at "
+                                      "least one")
+    rules = {"by the sum": [t for t, _, _ in options], "per token": [t / n for t, n, _ in options],
+             "per character": [t / n for t, _, n in options]}
     winners = []
     for rule, scores in rules.items():
-        assert sorted(scores)[1] < max(scores), f"{rule}, two options are equally good: {[round(s, 3) for s in scores]}"
+        assert sorted(scores)[1] < max(scores), (f"{rule}, two options are equally good: "
+                                                 f"{[round(s, 3) for s in scores]}")
         winners.append(scores.index(max(scores)))
-    assert len({*winners}) == 3, "the winners are " + ", ".join(f"option {w + 1} {rule}" for rule, w in zip(rules, winners)) + ": each should win once"
-    return "Right. So an accuracy from likelihoods depends on the rule, and per token also on the tokenizer: name the rule with the number."
+    assert len({*winners}) == 3, "the winners are " + ", ".join(
+        f"option {w + 1} {rule}" for rule, w in zip(rules, winners)) + ": each should win once"
+    return ("Right. So an accuracy from likelihoods depends on the rule, and per token also on the "
+            "tokenizer: name the rule with the number.")
 
 # %% ../../nbs/solutions/evaluation.ipynb #1f3647fd
 def check_eyes(yes_no: float, # accuracy of the commonest answer to the same words, on questions of this kind
@@ -86,47 +117,67 @@ def check_eyes(yes_no: float, # accuracy of the commonest answer to the same wor
                ) -> str:
     "Exercise 13.4."
     from easy_vqa import get_train_questions
-    kind = lambda answer: "yes/no" if answer in ("yes", "no") else "shape" if answer in ("circle", "rectangle", "triangle") else "color"
+    kind = lambda answer: "yes/no" if answer in ("yes", "no") else "shape" if answer in (
+        "circle", "rectangle", "triangle") else "color"
     turns = [*zip(*get_train_questions())]
     parts = [t for t in turns if t[2] < 3000], [t for t in turns if t[2] >= 3000]
     def accuracies(learnt, tested, by_wording=True): # kind: share right
         answers, right = defaultdict(Counter), defaultdict(list)
         for question, answer, _ in learnt: answers[question if by_wording else kind(answer)][answer] += 1
-        for question, answer, _ in tested: right[kind(answer)].append(answer == answers[question if by_wording else kind(answer)].most_common(1)[0][0])
+        for question, answer, _ in tested:
+            right[kind(answer)].append(answer == answers[
+                question if by_wording else kind(answer)].most_common(1)[0][0])
         return {k: sum(oks) / len(oks) for k, oks in right.items()}
-    good, own, by_kind = accuracies(*parts), accuracies(parts[0], parts[0]), accuracies(*parts, by_wording=False)
+    good, own, by_kind = accuracies(*parts), accuracies(parts[0], parts[0]), accuracies(
+        *parts, by_wording=False)
     share = {k: sum(kind(a) == k for _, a, _ in parts[1]) / len(parts[1]) for k in good}
     for name, yours in (("yes/no", yes_no), ("shape", shape), ("color", color)):
         agree(yours, good[name], {
             f"{name}: that is measured on the rows that it learnt from": own[name],
-            f"{name}: that is the commonest answer to all questions of the kind; take the commonest to each wording": by_kind[name],
-            f"{name}: that is right answers of this kind among all questions; divide by those of this kind": good[name] * share[name],
+            f"{name}: that is the commonest answer to all questions of the kind; take the commonest to "
+            "each wording": by_kind[name],
+            f"{name}: that is right answers of this kind among all questions; divide by those of this "
+            "kind": good[name] * share[name],
             f"{name}: give three digits at least": round(good[name], 2),
-            f"{name}: that is the accuracy over all kinds": sum(good[k] * share[k] for k in good)}, tolerance=6e-4)
-    return f"Right: yes/no {good['yes/no']:.0%}, shape {good['shape']:.0%}, color {good['color']:.0%}. The last two are what a guess among 3 and among 8 would get: on these a model has to look."
+            f"{name}: that is the accuracy over all kinds": sum(good[k] * share[k] for k in good)},
+              tolerance=6e-4)
+    return (f"Right: yes/no {good['yes/no']:.0%}, shape {good['shape']:.0%}, color "
+            f"{good['color']:.0%}. The last two are what a guess among 3 and among 8 would get: on "
+            "these a model has to look.")
 
 # %% ../../nbs/solutions/evaluation.ipynb #4546c0e1
 def check_mcnemar(mcnemar: Callable, # (mine, theirs) -> probability
                   ) -> str:
     "Exercise 13.5."
     def answers(only_mine, only_theirs, both, neither): # in an order that says nothing
-        pairs = [(True, False)] * only_mine + [(False, True)] * only_theirs + [(True, True)] * both + [(False, False)] * neither
+        pairs = [(True, False)] * only_mine + [(False, True)] * only_theirs + [(
+            True, True)] * both + [(False, False)] * neither
         random.Random(0).shuffle(pairs)
         return [[*side] for side in zip(*pairs)]
     up_to = lambda k, n: sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    cases = [(5, 15, 40, 20), (15, 5, 40, 20), (3, 3, 10, 4), (0, 0, 7, 3), (0, 10, 0, 5), (185, 215, 344, 756), (2, 1, 0, 0)]
+    cases = [(5, 15, 40, 20), (15, 5, 40, 20), (3, 3, 10, 4), (0, 0, 7, 3), (0, 10, 0, 5),
+             (185, 215, 344, 756), (2, 1, 0, 0)]
     of = lambda p: [p(a, b, both, neither) for a, b, both, neither in cases]
     right = lambda a, b, *_: min(1.0, 2 * up_to(min(a, b), a + b))
     yours = [mcnemar(*answers(*case)) for case in cases]
     agree(None if None in yours else yours, of(right), {
-        "a probability cannot be more than 1: with equal counts, the middle is in both sides": of(lambda a, b, *_: 2 * up_to(min(a, b), a + b)),
-        "questions that both got right tell nothing apart: leave them out": of(lambda a, b, both, _: min(1.0, 2 * up_to(min(a, b) + both, a + b + 2 * both))),
-        "that is one side only; the coins could fall as unevenly to the other": of(lambda a, b, *_: up_to(min(a, b), a + b)),
+        "a probability cannot be more than 1: with equal counts, the middle is in both sides": of(
+            lambda a, b, *_: 2 * up_to(min(a, b), a + b)),
+        "questions that both got right tell nothing apart: leave them out": of(
+            lambda a, b, both, _: min(1.0, 2 * up_to(min(a, b) + both, a + b + 2 * both))),
+        "that is one side only; the coins could fall as unevenly to the other": of(
+            lambda a, b, *_: up_to(min(a, b), a + b)),
         "that is one side only, and always the same one": of(lambda a, b, *_: up_to(a, a + b)),
-        "that is the probability of exactly this split; more uneven ones belong to it": of(lambda a, b, *_: min(1.0, 2 * math.comb(a + b, a) / 2**(a + b))),
-        "there are too many coins: only questions that one model alone got right count": of(lambda a, b, both, neither: min(1.0, 2 * up_to(min(a, b), a + b + both + neither))),
-        "this is the approximation by a bell curve; add up the coins exactly": of(lambda a, b, *_: math.erfc(abs(a - b) / math.sqrt(2 * (a + b))) if a + b else 1.0)}, tolerance=1e-9)
-    return f"Right. 1,500 questions, 35.3 % against 37.3 %: if 30 questions differ, all to one side, fair coins do that with p = {right(0, 30):.0e}; if 400 differ, 185 to 215, with p = {right(185, 215):.2f}."
+        "that is the probability of exactly this split; more uneven ones belong to it": of(
+            lambda a, b, *_: min(1.0, 2 * math.comb(a + b, a) / 2**(a + b))),
+        "there are too many coins: only questions that one model alone got right count": of(
+            lambda a, b, both, neither: min(1.0, 2 * up_to(min(a, b), a + b + both + neither))),
+        "this is the approximation by a bell curve; add up the coins exactly": of(
+            lambda a, b, *_: math.erfc(abs(a - b) / math.sqrt(2 * (a + b))) if a + b else 1.0)},
+          tolerance=1e-9)
+    return ("Right. 1,500 questions, 35.3 % against 37.3 %: if 30 questions differ, all to one side, "
+            f"fair coins do that with p = {right(0, 30):.0e}; if 400 differ, 185 to 215, with p = "
+            f"{right(185, 215):.2f}.")
 
 # %% ../../nbs/solutions/evaluation.ipynb #1e5ab190
 def check_clustered(clustered_error: Callable, # (scores, clusters) -> standard error of the mean
@@ -139,20 +190,24 @@ def check_clustered(clustered_error: Callable, # (scores, clusters) -> standard 
         return math.sqrt(sum(s * s for s in sums.values())) / len(scores), sums
     def naive(scores): return error(scores, range(len(scores)))[0]
     for images, most in ((40, 9), (200, 3), (15, 30)):
-        data = [(float(rng.random() < skill), image) for image in range(images) for skill in [rng.random()] for _ in range(rng.randint(1, most))]
+        data = [(float(rng.random() < skill), image) for image in range(images)
+                for skill in [rng.random()] for _ in range(rng.randint(1, most))]
         rng.shuffle(data)
         scores, clusters = zip(*data)
         right, sums = error(scores, clusters)
         runs = [0] # a new cluster wherever the name differs from the one before
         for before, after in zip(clusters, clusters[1:]): runs.append(runs[-1] + (before != after))
         agree(clustered_error([*scores], [*clusters]), right, {
-            "that is the error of independent questions: add the deviations within an image before you square": naive(scores),
+            "that is the error of independent questions: add the deviations within an image before "
+            "you square": naive(scores),
             "subtract the mean of all scores first": error(scores, clusters, center=False)[0],
             "divide by the number of questions, not of images": right * len(scores) / len(sums),
             "the last step is missing: divide by the number of questions": right * len(scores),
             "that is the square; take the root": right**2,
-            "questions of an image need not stand side by side: gather them by name": error(scores, runs)[0]}, tolerance=1e-6)
+            "questions of an image need not stand side by side: gather them by name": error(
+                scores, runs)[0]}, tolerance=1e-6)
     scores = [float(rng.random() < 0.7) for _ in range(500)]
     agree(clustered_error([*scores], [*range(500)]), naive(scores)) # every question for itself: the usual error
     agree(clustered_error(scores * 4, [*range(500)] * 4), naive(scores)) # every question four times: no news
-    return "Right. Asking every question four times leaves the clustered error as it is, and makes the usual one half as large, as if something had been learnt."
+    return ("Right. Asking every question four times leaves the clustered error as it is, and makes "
+            "the usual one half as large, as if something had been learnt.")

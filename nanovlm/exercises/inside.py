@@ -23,8 +23,10 @@ def toy(*rows: int, # size of each batch that is wanted
     "A random model of three layers with four heads, always the same."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vision, text = VisionConfig(16, 32, 1, 2, image_size=16, patch_size=8), TextConfig(32, 32, 64, 3, 4, 2, max_position_embeddings=64)
-        model, batches = VisionLanguageModel(VLMConfig(vision, text, scale_factor=1, image_token_id=5)).eval(), []
+        vision, text = VisionConfig(16, 32, 1, 2, image_size=16, patch_size=8), TextConfig(
+            32, 32, 64, 3, 4, 2, max_position_embeddings=64)
+        model, batches = VisionLanguageModel(VLMConfig(vision, text, scale_factor=1,
+                                                       image_token_id=5)).eval(), []
         for n in rows:
             ids = torch.randint(6, 32, (n, 12))
             ids[:, 1:5] = 5
@@ -40,14 +42,20 @@ def check_spare(spare: tuple[float, float, float], # log-probability lost withou
     for name, yours, right, mistakes in (
         ("spare", spare, [lost(8), lost(8), lost(0)], {
             "these are lost logits; lost is log-probability, after the softmax over six colours": [8, 8, 16],
-            "each head alone is enough to make the answer nearly certain: without one of them hardly anything is lost": [lost(0) / 2, lost(0) / 2, lost(0)],
+            "each head alone is enough to make the answer nearly certain: without one of them hardly "
+            "anything is lost": [lost(0) / 2, lost(0) / 2, lost(0)],
             "without both, nothing tells the six colours apart": [lost(8), lost(8), 2 * lost(8)]}),
         ("chain", chain, [lost(0)] * 3, {
-            "these are lost logits; lost is log-probability, after the softmax over six colours": [16, 16, 16],
+            "these are lost logits; lost is log-probability, after the softmax over six colours": [
+                16, 16, 16],
             "A adds nothing itself, but without A there is nothing that B could read": [0, lost(0), lost(0)],
-            "more than everything cannot be lost: without both, the model guesses, and without one of them it does, too": [lost(0), lost(0), 2 * lost(0)]})):
-        agree([*yours] if ... not in yours else None, right, {f"{name}: {explanation}": result for explanation, result in mistakes.items()}, tolerance=0.01)
-    return f"Right. Taken one by one, the spare heads cost {2 * lost(8):.3f} in sum and the chained ones {2 * lost(0):.2f}. Taken together, it is {lost(0):.2f} for both models: costs of parts do not add up."
+            "more than everything cannot be lost: without both, the model guesses, and without one of "
+            "them it does, too": [lost(0), lost(0), 2 * lost(0)]})):
+        agree([*yours] if ... not in yours else None, right,
+              {f"{name}: {explanation}": result for explanation, result in mistakes.items()}, tolerance=0.01)
+    return (f"Right. Taken one by one, the spare heads cost {2 * lost(8):.3f} in sum and the chained "
+            f"ones {2 * lost(0):.2f}. Taken together, it is {lost(0):.2f} for both models: costs of "
+            "parts do not add up.")
 
 # %% ../../nbs/solutions/inside.ipynb #be970395
 def check_pointing(hit: Callable,    # (heat, box) -> True or False
@@ -66,20 +74,33 @@ def check_pointing(hit: Callable,    # (heat, box) -> True or False
     heats.flatten(1)[::2].scatter_(1, hits[::2].float().argmax(1, keepdim=True), 2.0) # every other map points into the box, if any patch lies there
     brightest = heats.flatten(1).argmax(1, keepdim=True)
     def pointed(table): return table.gather(1, brightest)[:, 0].float()
-    yours = torch.tensor([float("nan") if (answer := hit(heat.clone(), tuple(box))) is None else float(answer) for heat, box in zip(heats, boxes.tolist())])
+    yours = torch.tensor([float("nan")
+                          if (answer := hit(heat.clone(), tuple(box))) is None else float(answer)
+                          for heat, box in zip(heats, boxes.tolist())])
     total = (heats.flatten(1) * hits).sum(1)
     agree(None if yours.isnan().all() else yours, pointed(hits), {
-        "rows and columns are swapped: the first index of the map counts downwards": pointed(inside(y + 4, x + 4)),
+        "rows and columns are swapped: the first index of the map counts downwards": pointed(
+            inside(y + 4, x + 4)),
         "that is the patch's corner: its centre lies 4 pixels further right and down": pointed(inside(x, y)),
         "the box's edges belong to it: <=, not <": pointed(within(x + 4, y + 4)),
         "patches are compared with pixels: a patch is 8 pixels wide": pointed(inside(x // 8, y // 8)),
-        "that is the share of the whole map; the game asks for its brightest patch alone": total / heats.sum((1, 2)),
-        "only the brightest patch plays, not the mean in the box": (total / hits.sum(1) > heats.mean((1, 2))).float()})
-    share, area = hits.float().mean().item(), ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 4096).float().mean().item()
+        "that is the share of the whole map; the game asks for its brightest patch "
+        "alone": total / heats.sum((1, 2)),
+        "only the brightest patch plays, not the mean in the box": (total / hits.sum(1) > heats.mean((
+            1, 2))).float()})
+    share, area = hits.float().mean().item(), ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[
+        :, 1]) / 4096).float().mean().item()
     best, centre = hits.float().mean(0).max().item(), hits.float().mean(0)[[27, 28, 35, 36]].max().item()
-    agree(by_chance, share, {"that is the box's area in pixels; count the patches whose centre lies in it": area, "divide by the 64 patches, too": 64 * share}, tolerance=6e-4)
-    agree(fixed, best, {"that is the mean over patches; take the luckiest": share, "one patch for all pictures, not one for each": 1.0, "that is the luckiest of the four in the middle; try all 64": centre}, tolerance=6e-4)
-    return f"Right. A map that never looked wins {best:.0%} of its games by always pointing to one place, more than the {share:.0%} of pure luck. Only what lies above that tells something about the model."
+    agree(by_chance, share,
+          {"that is the box's area in pixels; count the patches whose centre lies in it": area,
+           "divide by the 64 patches, too": 64 * share}, tolerance=6e-4)
+    agree(fixed, best,
+          {"that is the mean over patches; take the luckiest": share,
+           "one patch for all pictures, not one for each": 1.0,
+           "that is the luckiest of the four in the middle; try all 64": centre}, tolerance=6e-4)
+    return (f"Right. A map that never looked wins {best:.0%} of its games by always pointing to one "
+            f"place, more than the {share:.0%} of pure luck. Only what lies above that tells something "
+            "about the model.")
 
 # %% ../../nbs/solutions/inside.ipynb #78a92281
 @torch.no_grad()
@@ -96,7 +117,8 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
                 split[..., chosen, :] = replacement
                 return (split.flatten(-2),)
             with before([o_proj], replace): return model(**inputs)
-        with before([o_proj], lambda n, module, args: caught.append(args[0].unflatten(-1, (4, -1)))): model(**inputs), model(**reference)
+        with before([o_proj], lambda n, module, args: caught.append(args[0].unflatten(-1, (4, -1)))):
+            model(**inputs), model(**reference)
         own, other = caught
         context = with_mean(model, layer, [*heads], reference)
         if context is None: agree(context, whole)
@@ -109,8 +131,10 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
             "that is the mean of the conversations at hand; take the reference's": run(own.mean(0)[:, heads]),
             "that is a single row of the reference; take the mean of all": run(other[0][:, heads]),
             "all heads of the layer are replaced; the others should go on": run(other.mean(0), [0, 1, 2, 3]),
-            "the other heads are replaced, instead of these": run(other.mean(0)[:, [h for h in range(4) if h not in heads]], [h for h in range(4) if h not in heads]),
-            "the wide vector is cut into the wrong pieces: the four heads lie side by side, each 8 wide": run(other.flatten(2).unflatten(-1, (-1, 4)).transpose(2, 3).mean(0)[:, heads])})
+            "the other heads are replaced, instead of these": run(other.mean(0)[
+                :, [h for h in range(4) if h not in heads]], [h for h in range(4) if h not in heads]),
+            "the wide vector is cut into the wrong pieces: the four heads lie side by side, each 8 "
+            "wide": run(other.flatten(2).unflatten(-1, (-1, 4)).transpose(2, 3).mean(0)[:, heads])})
         agree(model(**inputs), whole, {"the heads' mean stays after the context has ended": right})
     reference["input_ids"] = inputs["input_ids"][:1].expand(4, -1) # the same words about four pictures
     inputs = {name: t[:1] for name, t in inputs.items()}
@@ -119,7 +143,9 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
         for context in (without_heads(model, layer, [head]), with_mean(model, layer, [head], reference)):
             with context: far.append((model(**inputs) - whole).pow(2).mean().item() ** 0.5)
     zero, mean = torch.tensor(far).reshape(12, 2).mean(0).tolist()
-    return f"Right. With the same words about other pictures as the reference, a head's mean in its place moves the logits of this random model by {mean:.3f}, and silence by {zero:.3f}: much of what a head adds is the same for every picture."
+    return ("Right. With the same words about other pictures as the reference, a head's mean in its "
+            f"place moves the logits of this random model by {mean:.3f}, and silence by {zero:.3f}: "
+            "much of what a head adds is the same for every picture.")
 
 # %% ../../nbs/solutions/inside.ipynb #1b6eb8ce
 def check_fewest(fewest: Callable, # (weights, values) -> weights
@@ -127,22 +153,33 @@ def check_fewest(fewest: Callable, # (weights, values) -> weights
     "Exercise 15.4."
     g = torch.Generator().manual_seed(0)
     for S, hd in ((8, 2), (4, 4), (30, 3), (120, 8)):
-        weights, values = torch.randn(S, generator=g, dtype=torch.float64).mul(1.5).softmax(0), torch.randn(S, hd, generator=g, dtype=torch.float64)
+        weights, values = torch.randn(S, generator=g,
+                                      dtype=torch.float64).mul(1.5).softmax(0), torch.randn(
+                                          S, hd, generator=g, dtype=torch.float64)
         yours, most = fewest(weights.clone(), values.clone()), hd + 1
         if yours is None: agree(yours, weights)
         assert isinstance(yours, torch.Tensor), f"return a tensor, not a {type(yours).__name__}"
-        agree([*yours.shape], [S], {"one weight for each token: those that are not looked at get 0": [min(S, most)]})
-        assert (yours >= -1e-9).all(), f"a weight is {yours.min():.3g}, and attention is never negative: go along the change only until the first weight reaches 0"
-        top = torch.zeros_like(weights).scatter(0, weights.topk(min(S, most)).indices, weights.topk(min(S, most)).values)
+        agree([*yours.shape], [S],
+              {"one weight for each token: those that are not looked at get 0": [min(S, most)]})
+        assert (yours >= -1e-9).all(), (f"a weight is {yours.min():.3g}, and attention is never "
+                                        "negative: go along the change only until the first weight "
+                                        "reaches 0")
+        top = torch.zeros_like(weights).scatter(0, weights.topk(min(S, most)).indices,
+                                                weights.topk(min(S, most)).values)
         agree(yours @ values, weights @ values, {
-            "these are the largest weights, scaled up to sum to 1: the output is another one": top @ values / top.sum(),
+            "these are the largest weights, scaled up to sum to 1: the output is another "
+            "one": top @ values / top.sum(),
             "these are the largest weights, and the rest is dropped: the output is another one": top @ values,
             "the values are averaged without weights": values.mean(0)}, tolerance=1e-6)
-        assert abs(yours.sum() - 1) < 1e-6, f"the output is right, but the weights sum to {yours.sum():.3g}: the sum is one more equation, so give each value one more number, a 1"
+        assert abs(yours.sum() - 1) < 1e-6, ("the output is right, but the weights sum to "
+                                             f"{yours.sum():.3g}: the sum is one more equation, so "
+                                             "give each value one more number, a 1")
         count = int((yours > 1e-9).sum())
-        assert count <= most, f"the output is right, but {count} tokens are looked at: {most} are enough for values of {hd} numbers. Repeat while there are more"
+        assert count <= most, (f"the output is right, but {count} tokens are looked at: {most} are "
+                               f"enough for values of {hd} numbers. Repeat while there are more")
     moved = (yours - weights).clamp(min=0).sum().item()
-    return f"Right. A head that looks at {S} tokens could as well look at {count}: the same output, with {moved:.0%} of the attention in other places."
+    return (f"Right. A head that looks at {S} tokens could as well look at {count}: the same output, "
+            f"with {moved:.0%} of the attention in other places.")
 
 # %% ../../nbs/solutions/inside.ipynb #5c055f6f
 def check_rollout(rollout: Callable, # (maps) -> one map
@@ -150,7 +187,9 @@ def check_rollout(rollout: Callable, # (maps) -> one map
     "Exercise 15.5."
     g = torch.Generator().manual_seed(0)
     for layers, nh, T in ((3, 4, 7), (2, 2, 5), (1, 3, 6)):
-        maps = torch.randn(layers, nh, T, T, generator=g).mul(2).masked_fill(~torch.ones(T, T).bool().tril(), float("-inf")).softmax(-1)
+        maps = torch.randn(layers, nh, T, T,
+                           generator=g).mul(2).masked_fill(
+                               ~torch.ones(T, T).bool().tril(), float("-inf")).softmax(-1)
         eye = torch.eye(T)
         def roll(steps): # the first layer first
             product = eye
@@ -159,12 +198,14 @@ def check_rollout(rollout: Callable, # (maps) -> one map
         mean = maps.mean(1)
         steps, by_head = (mean + eye) / 2, (maps + eye) / 2
         yours, right = rollout(maps.clone()), roll(steps)
-        assert yours is None or isinstance(yours, torch.Tensor), f"return a tensor, not a {type(yours).__name__}"
+        assert yours is None or isinstance(yours,
+                                           torch.Tensor), f"return a tensor, not a {type(yours).__name__}"
         agree(yours, right, {
             "the order is reversed: the last layer's map stands on the left": roll(steps.flip(0)),
             "each token's own way is missing: what runs through a layer also stays": roll(mean),
             "take half of each, so that rows still sum to 1": roll(mean + eye),
-            "the heads are followed one by one; take their mean in every layer first": torch.stack([roll(by_head[:, h]) for h in range(nh)]).mean(0),
+            "the heads are followed one by one; take their mean in every layer first": torch.stack(
+                [roll(by_head[:, h]) for h in range(nh)]).mean(0),
             "the numbers are multiplied one by one; this needs the product of matrices": steps.prod(0),
             "the layers are averaged, not multiplied": steps.mean(0),
             "that is the last layer alone": steps[-1]})
@@ -172,7 +213,9 @@ def check_rollout(rollout: Callable, # (maps) -> one map
         assert not yours.triu(1).any(), "a token looks ahead"
     maps = torch.zeros(2, 1, 4, 4) # token 0 is the image; token 2 reads it in the first layer, token 3 reads token 2 in the second
     maps[0, 0, [0, 1, 2, 3], [0, 1, 0, 3]] = maps[1, 0, [0, 1, 2, 3], [0, 1, 2, 2]] = 1
-    return f"Right. Say token 2 reads the image in the first layer, and the answer's place reads token 2 in the second. It never looks at the image itself, and rollout says {rollout(maps)[3, 0]:.0%}."
+    return ("Right. Say token 2 reads the image in the first layer, and the answer's place reads "
+            "token 2 in the second. It never looks at the image itself, and rollout says "
+            f"{rollout(maps)[3, 0]:.0%}.")
 
 # %% ../../nbs/solutions/inside.ipynb #cb5c6111
 @torch.no_grad()
@@ -182,7 +225,8 @@ def check_patched(patched: Callable, # (model, source, layer, places) -> context
     model, (inputs, source) = toy(2, 2)
     layers, whole, other = model.text_model.layers, model(**inputs), model(**source)
     vectors, own = [], []
-    with before([*layers, model.text_model.norm], lambda n, module, args: vectors.append(args[0])): model(**source)
+    with before([*layers, model.text_model.norm], lambda n, module, args: vectors.append(args[0])):
+        model(**source)
     with before(list(layers), lambda n, module, args: own.append(args[0])): model(**inputs)
     def run(layer, put): # logits, with `put` in place of what goes into the layer
         def replace(n, module, args): return (put, *args[1:])
@@ -192,12 +236,16 @@ def check_patched(patched: Callable, # (model, source, layer, places) -> context
         x[:, places] = y[:, places]
         return x
     def every(layer, places): # the same, in this layer and in all after it
-        with before(list(layers[layer:]), lambda n, module, args: (mixed(args[0], vectors[layer + n], places), *args[1:])): return model(**inputs)
+        with before(list(layers[layer:]), lambda n, module,
+                    args: (mixed(args[0], vectors[layer + n], places), *args[1:])):
+            return model(**inputs)
     image = inputs["input_ids"][0] == 5
     def behind(layer, places): # after the layer instead of before it
         after = [*layers, model.text_model.norm][layer + 1]
-        with before([after], lambda n, module, args: (mixed(args[0], vectors[layer + 1], places), *args[1:])): return model(**inputs)
-    for layer, places in ((0, image), (1, image), (2, image), (1, [11]), (2, [11]), (1, [3, 7, 8]), (2, slice(None)), (1, [])):
+        with before([after], lambda n, module, args: (mixed(args[0], vectors[layer + 1], places), *args[1:])):
+            return model(**inputs)
+    for layer, places in ((0, image), (1, image), (2, image), (1, [11]), (2, [11]), (1, [3, 7, 8]),
+                          (2, slice(None)), (1, [])):
         rest = torch.ones(12, dtype=torch.bool)
         rest[places] = False
         context = patched(model, source, layer, places)
@@ -206,17 +254,25 @@ def check_patched(patched: Callable, # (model, source, layer, places) -> context
         right = run(layer, mixed(own[layer], vectors[layer], places))
         agree(yours, right, {
             "nothing has changed: does your hook return the new inputs, in a tuple?": whole,
-            "these are the vectors from before the first layer; take what goes into this layer": run(layer, mixed(own[layer], vectors[0], places)),
-            "the vectors stay replaced in all layers behind, too; from this layer on, let the model go on by itself": every(layer, places),
+            "these are the vectors from before the first layer; take what goes into this layer": run(
+                layer, mixed(own[layer], vectors[0], places)),
+            "the vectors stay replaced in all layers behind, too; from this layer on, let the model "
+            "go on by itself": every(layer, places),
             "the layer's output is replaced, not its input": behind(layer, places),
-            "the other places are replaced, instead of these": run(layer, mixed(own[layer], vectors[layer], rest)),
+            "the other places are replaced, instead of these": run(
+                layer, mixed(own[layer], vectors[layer], rest)),
             "all places are replaced": run(layer, vectors[layer]),
             "only the first row is replaced": torch.cat([right[:1], whole[1:]])})
         agree(model(**inputs), whole, {"the vectors stay replaced after the context has ended": right})
         agree(model(**source), other)
     def moved(layer, places): # how much of the way to the other picture's logits, at the last place
-        with patched(model, source, layer, places): return 1 - ((model(**inputs) - other)[:, -1].norm() / (whole - other)[:, -1].norm()).item()
+        with patched(model, source, layer, places):
+            return 1 - ((model(**inputs) - other)[:, -1].norm() / (whole - other)[:, -1].norm()).item()
     model, (inputs, source) = toy(1, 1)
     source["input_ids"] = inputs["input_ids"] # the same words about another picture
     whole, other = model(**inputs), model(**source)
-    return "Right. The same words about another picture: with its image tokens put in at layers 0, 1 and 2, this random model goes " + ", ".join(f"{moved(layer, image):.0%}" for layer in range(3)) + " of the way to its answer; with its last place, " + ", ".join(f"{moved(layer, [11]):.0%}" for layer in range(3)) + "."
+    by_image = ", ".join(f"{moved(layer, image):.0%}" for layer in range(3))
+    by_last = ", ".join(f"{moved(layer, [11]):.0%}" for layer in range(3))
+    return ("Right. The same words about another picture: with its image tokens put in at layers 0, 1 "
+            f"and 2, this random model goes {by_image} of the way to its answer; with its last position, "
+            f"{by_last}.")

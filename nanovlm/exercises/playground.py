@@ -21,16 +21,22 @@ def check_always_yes(always: tuple[float, float],  # accuracy and F1 of the mode
                      ) -> str:
     "Exercise 18.1."
     right = {}
-    for name, yours, there, absent in (("always", always, 1.0, 1.0), ("coin", coin, 0.5, 0.5), ("careful", careful, 0.6, 0.0)): # share of yes, for objects that are there and that are not
+    for name, yours, there, absent in (("always", always, 1.0, 1.0), ("coin", coin, 0.5, 0.5),
+                                       ("careful", careful, 0.6, 0.0)): # share of yes, for objects that are there and that are not
         accuracy, precision, recall = (there + 1 - absent) / 2, there / (there + absent), there
         right[name] = [accuracy, 2 * precision * recall / (precision + recall)]
         agree([*yours] if ... not in yours else None, right[name], {
-            f"{name}: the accuracy is right; F1 is the harmonic mean, 2·p·r / (p + r), not (p + r) / 2": [accuracy, (precision + recall) / 2],
+            f"{name}: the accuracy is right; F1 is the harmonic mean, 2·p·r / (p + r), "
+            "not (p + r) / 2": [accuracy, (precision + recall) / 2],
             f"{name}: the second number is the precision alone": [accuracy, precision],
             f"{name}: the second number is the recall alone": [accuracy, recall],
-            f"{name}: the first number is the recall; accuracy counts the objects that are not there as well": [recall, right[name][1]],
-            f"{name}: that counts no as the hit; here a hit is a yes to an object that is there": [accuracy, 2 * (1 - absent) / (3 - absent - there)]}, tolerance=0.006)
-    return f"Right. By F1, yes to everything ({right['always'][1]:.2f}) beats a coin ({right['coin'][1]:.2f}) and comes near to a model that never invents anything ({right['careful'][1]:.2f}). So look at the share of yes first."
+            f"{name}: the first number is the recall; accuracy counts the objects that are not there "
+            "as well": [recall, right[name][1]],
+            f"{name}: that counts no as the hit; here a hit is a yes to an object that is there": [
+                accuracy, 2 * (1 - absent) / (3 - absent - there)]}, tolerance=0.006)
+    return (f"Right. By F1, yes to everything ({right['always'][1]:.2f}) beats a coin "
+            f"({right['coin'][1]:.2f}) and comes near to a model that never invents anything "
+            f"({right['careful'][1]:.2f}). So look at the share of yes first.")
 
 # %% ../../nbs/solutions/playground.ipynb #54a7fd2f
 class Items(HTMLParser):
@@ -54,11 +60,15 @@ def check_nearly(nearly: Callable, # (logits, tokenizer, k) -> HTML
                  ) -> str:
     "Exercise 18.2."
     tokenizer = train_tokenizer([" yes no maybe"] * 50, 280)
-    ids = [tokenizer.encode(text).ids[0] for text in (" yes", "<end_of_utterance>", "<", " no", "&", " ", " maybe")]
+    ids = [tokenizer.encode(text).ids[0]
+           for text in (" yes", "<end_of_utterance>", "<", " no", "&", " ", " maybe")]
     for k, order in ((3, [0, 1, 3, 2, 5, 4, 6]), (6, [1, 5, 4, 6, 2, 0, 3])):
         logits = torch.randn(280, generator=torch.Generator().manual_seed(k)) - 1
         logits[torch.tensor(ids)[order]] = torch.tensor([6.0, 5.2, 4.6, 4.1, 3.3, 2.9, 2.0])
-        def page(numbers, chosen, read=lambda i: tokenizer.decode([i], skip_special_tokens=False).strip() or "␣", safe=html.escape): return "".join(f"<li>{safe(read(i))} {numbers[i]:.1%}</li>" for i in chosen.tolist())
+        def page(numbers, chosen,
+                 read=lambda i: tokenizer.decode([i], skip_special_tokens=False).strip() or "␣",
+                 safe=html.escape):
+            return "".join(f"<li>{safe(read(i))} {numbers[i]:.1%}</li>" for i in chosen.tolist())
         def shown(source):
             items = Items()
             items.feed(source)
@@ -68,16 +78,23 @@ def check_nearly(nearly: Callable, # (logits, tokenizer, k) -> HTML
         of = lambda *args, **change: shown(page(*args, **change))
         yours = nearly(logits.clone(), tokenizer, k)
         agree(None if yours is None else shown(yours), of(p, top), {
-            "a browser takes <end_of_utterance> for a tag and shows nothing: pass every token through html.escape": of(p, top, safe=str),
-            "special tokens are skipped by decode; here they are wanted": of(p, top, read=lambda i: tokenizer.decode([i]).strip() or "␣"),
-            "a token of a space alone shows as nothing: write ␣ for it": of(p, top, read=lambda i: tokenizer.decode([i], skip_special_tokens=False).strip()),
-            "these are the tokenizer's own names, in which Ġ is a space: decode them": of(p, top, read=tokenizer.id_to_token),
-            "the softmax is over the k tokens alone; take it over all, so that one sees how much is left for the rest": of(torch.zeros_like(p).scatter(0, top, logits[top].softmax(-1)), top),
+            "a browser takes <end_of_utterance> for a tag and shows nothing: pass every token through "
+            "html.escape": of(p, top, safe=str),
+            "special tokens are skipped by decode; here they are wanted": of(
+                p, top, read=lambda i: tokenizer.decode([i]).strip() or "␣"),
+            "a token of a space alone shows as nothing: write ␣ for it": of(
+                p, top, read=lambda i: tokenizer.decode([i], skip_special_tokens=False).strip()),
+            "these are the tokenizer's own names, in which Ġ is a space: decode them": of(
+                p, top, read=tokenizer.id_to_token),
+            "the softmax is over the k tokens alone; take it over all, so that one sees how much is "
+            "left for the rest": of(torch.zeros_like(p).scatter(0, top, logits[top].softmax(-1)), top),
             "these are logits: take the softmax first": of(logits, top),
             "these are log-probabilities: take the softmax": of(p.log(), top),
             "they are in reverse: the likeliest comes first": of(p, top.flip(0)),
             "that is one token more than k": of(p, logits.topk(k + 1).indices)})
-    return "Right. An answer shows one path; this list shows how near the others were. And never put a model's words into HTML unescaped: whoever writes the question, or the text in the picture, could write your page."
+    return ("Right. An answer shows one path; this list shows how near the others were. And never put "
+            "a model's words into HTML unescaped: whoever writes the question, or the text in the "
+            "picture, could write your page.")
 
 # %% ../../nbs/solutions/playground.ipynb #1c92ae90
 class Clock:
@@ -106,7 +123,9 @@ def check_throttled(throttled: Callable, # (function, seconds, call_later) -> ca
     import ipywidgets
     drag = [(17 * n + 3, n + 1) for n in range(40)]
     told = {}
-    for name, moves in {"a drag": drag, "one move": [(5, 7)], "a drag back to 0": drag[:9] + [(169, 0)], "two moves far apart": [(0, 3), (950, 4)], "three quick moves": [(0, 1), (20, 2), (30, 9)]}.items():
+    for name, moves in {"a drag": drag, "one move": [(5, 7)], "a drag back to 0": drag[:9] + [(169, 0)],
+                        "two moves far apart": [(0, 3), (950, 4)],
+                        "three quick moves": [(0, 1), (20, 2), (30, 9)]}.items():
         def play(make):
             clock, slider, drawn = Clock(), ipywidgets.IntSlider(value=50, min=0, max=100), []
             callback = make(lambda change: drawn.append((clock.now, change["new"])), 0.1, clock.call_later)
@@ -145,16 +164,25 @@ def check_throttled(throttled: Callable, # (function, seconds, call_later) -> ca
             return callback
         def late(function, seconds, call_later): return lambda change: call_later(seconds, function, change)
         yours = play(throttled)
-        if yours is not None: agree([value for _, value in yours[-1:]], [moves[-1][1]], {f"{name}: nothing is drawn at all": [], **{f"{name}: the last value, {moves[-1][1]}, is never drawn; the picture and the slider disagree for good": [value] for _, value in yours[-1:]}})
+        if yours is not None:
+            agree([value for _, value in yours[-1:]], [moves[-1][1]],
+                  {f"{name}: nothing is drawn at all": [],
+                   **{f"{name}: the last value, {moves[-1][1]}, is never drawn; the picture and the "
+                      "slider disagree for good": [value] for _, value in yours[-1:]}})
         agree(yours, play(right), {
             f"{name}: every move is drawn": play(every),
             f"{name}: every move is drawn, only later": play(late),
-            f"{name}: this waits for a pause, so that nothing moves while the slider does (debouncing); draw at once, then once per interval": play(pause),
-            f"{name}: the first move waits; there is nothing to wait for": play(lambda *args: right(*args, now=False)),
-            f"{name}: what is drawn when an interval ends must start the next one, or two values come right after each other": play(lambda *args: right(*args, again=False)),
-            f"{name}: what is drawn later is the first value that waited; draw the newest": play(lambda *args: right(*args, newest=False))})
+            f"{name}: this waits for a pause, so that nothing moves while the slider does "
+            "(debouncing); draw at once, then once per interval": play(pause),
+            f"{name}: the first move waits; there is nothing to wait for": play(
+                lambda *args: right(*args, now=False)),
+            f"{name}: what is drawn when an interval ends must start the next one, or two values come "
+            "right after each other": play(lambda *args: right(*args, again=False)),
+            f"{name}: what is drawn later is the first value that waited; draw the newest": play(
+                lambda *args: right(*args, newest=False))})
         told[name] = len(yours)
-    return f"Right. A drag of {len(drag)} moves in {drag[-1][0] / 1000:.2f} seconds is drawn {told['a drag']} times, and what is drawn last is where the slider stands."
+    return (f"Right. A drag of {len(drag)} moves in {drag[-1][0] / 1000:.2f} seconds is drawn "
+            f"{told['a drag']} times, and what is drawn last is where the slider stands.")
 
 # %% ../../nbs/solutions/playground.ipynb #734ffca3
 def check_duel(Duel: Callable, # (answers, rng) -> the app, with its widgets as attributes
@@ -168,30 +196,41 @@ def check_duel(Duel: Callable, # (answers, rng) -> the app, with its widgets as 
         return answer
     texts = {"alpha": "I see 1 < 2 in", "beta": "it shows <b>two</b> of"}
     app = Duel({name: model(name, text) for name, text in texts.items()}, random.Random(1))
-    for name in ("question", "ask", "left", "right", "vote_left", "vote_right"): assert getattr(app, name, ...) is not ..., f"the app has no {name} yet: make the widget in __init__"
+    for name in ("question", "ask", "left", "right", "vote_left", "vote_right"):
+        assert getattr(app, name, ...) is not ..., f"the app has no {name} yet: make the widget in __init__"
     def says(side): # whose answer stands there
-        return next((name for name, text in texts.items() if f"{html.escape(text)} {html.escape(app.question.value)}" in side.value), None)
+        return next((name for name,
+                     text in texts.items()
+                     if f"{html.escape(text)} {html.escape(app.question.value)}" in side.value), None)
     app.vote_left.click()
-    agree(dict(app.wins), {"alpha": 0, "beta": 0}, {"a vote counts before anything was asked": {"alpha": 1, "beta": 0}, "a vote counts before anything was asked, for the other model": {"alpha": 0, "beta": 1}})
+    agree(dict(app.wins), {"alpha": 0, "beta": 0},
+          {"a vote counts before anything was asked": {"alpha": 1, "beta": 0},
+           "a vote counts before anything was asked, for the other model": {"alpha": 0, "beta": 1}})
     lefts = []
     for n in range(40):
         app.question.value = f"picture {n}"
         calls.clear()
         app.ask.click()
         agree(sorted(calls), ["alpha", "beta"], {"no model was asked when the button was pressed": []})
-        for name in texts: assert name not in app.left.value + app.right.value, f"the name {name} can be read before the vote: then it is no blind test"
+        for name in texts:
+            assert name not in app.left.value + app.right.value, (f"the name {name} can be read before "
+                                                                  "the vote: then it is no blind test")
         sides = [says(app.left), says(app.right)]
-        assert None not in sides, f"this is not the answer, escaped by html.escape: {app.left.value if sides[0] is None else app.right.value!r}"
+        assert None not in sides, ("this is not the answer, escaped by html.escape: "
+                                   f"{app.left.value if sides[0] is None else app.right.value!r}")
         agree(sorted(sides), ["alpha", "beta"])
         lefts.append(sides[0])
         (app.vote_left if sides[0] == "alpha" else app.vote_right).click()
-        for name, side in zip(sides, (app.left, app.right)): assert name in side.value, "after the vote, each answer should carry its model's name"
+        for name, side in zip(sides, (app.left, app.right)):
+            assert name in side.value, "after the vote, each answer should carry its model's name"
         app.vote_left.click() # once more
     left = lefts.count("alpha")
-    assert len({*lefts}) == 2, f"{lefts[0]} stands on the left every time: let the generator decide. People favour a side"
+    assert len({*lefts}) == 2, (f"{lefts[0]} stands on the left every time: let the generator decide. "
+                                "People favour a side")
     agree([app.wins["alpha"], app.wins["beta"]], [40, 0], {
         "votes are counted for the side; alpha stood left only some of the time": [left, 40 - left],
-        "the second vote on the same pair counts as well: after one vote, a pair is done": [40 + left, 40 - left],
+        "the second vote on the same pair counts as well: after one vote, a pair is done": [
+            40 + left, 40 - left],
         "votes count for the other model": [0, 40]})
     assert 8 <= left <= 32, f"alpha stood on the left {left} times of 40: a fair coin does not do that"
     return f"Right. alpha stood on the left {left} times of 40, and won all the same."

@@ -20,16 +20,25 @@ def check_before(days: float,  # that one H100 needs for SmolLM2-135M's pretrain
                  times: float, # as much work as the training of this course's full model
                  ) -> str:
     "Exercise 16.1."
-    pretraining, ours = 6 * 134_515_008 * 2e12, 1.7e6 * sum(training_work(VLMConfig.nanovlm_222m(), 1, 1, 177, 12).values())
+    pretraining, ours = 6 * 134_515_008 * 2e12, 1.7e6 * sum(training_work(
+        VLMConfig.nanovlm_222m(), 1, 1, 177, 12).values())
     right = pretraining / (0.4 * GPUS["h100"][0]) / 86400
-    agree(days, right, {"2 operations are the forward pass alone; going back takes 4 more": right / 3, "the GPU does not reach all of its arithmetic: divide its speed by the MFU, too": 0.4 * right,
-                        "the MFU makes it slower, not faster": 0.16 * right, "those are hours": 24 * right, "those are seconds": 86400 * right,
-                        "the embedding table counts, too: as the head it works at every token": right * (1 - 49152 * 576 / 134_515_008)}, tolerance=0.02 * right)
+    agree(days, right,
+          {"2 operations are the forward pass alone; going back takes 4 more": right / 3,
+           "the GPU does not reach all of its arithmetic: divide its speed by the MFU, too": 0.4 * right,
+           "the MFU makes it slower, not faster": 0.16 * right,
+           "those are hours": 24 * right, "those are seconds": 86400 * right,
+           "the embedding table counts, too: as the head it works at every token": right * (
+               1 - 49152 * 576 / 134_515_008)}, tolerance=0.02 * right)
     right = pretraining / ours
     assert not isinstance(times, float) or times > 1, "upside down: the pretraining is the greater of the two"
-    agree(times, right, {"that is one sample: our run has 1.7 million": 1.7e6 * right, "2 operations are the forward pass alone; going back takes 4 more": right / 3,
-                         "the embedding table counts, too: as the head it works at every token": right * (1 - 49152 * 576 / 134_515_008)}, tolerance=0.05 * right)
-    return "Right. More than 99.9 % of the work behind the finished model was done before you came. This is why a VLM starts from pretrained towers."
+    agree(times, right,
+          {"that is one sample: our run has 1.7 million": 1.7e6 * right,
+           "2 operations are the forward pass alone; going back takes 4 more": right / 3,
+           "the embedding table counts, too: as the head it works at every token": right * (
+               1 - 49152 * 576 / 134_515_008)}, tolerance=0.05 * right)
+    return ("Right. More than 99.9 % of the work behind the finished model was done before you came. "
+            "This is why a VLM starts from pretrained towers.")
 
 # %% ../../nbs/solutions/scaling.ipynb #d9601d9a
 def check_forget(forget: Callable, # (function, x) -> function(x), of which only x is kept for the backward pass
@@ -37,7 +46,8 @@ def check_forget(forget: Callable, # (function, x) -> function(x), of which only
     "Exercise 16.2."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer, start, weights = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)), torch.randn(8, 16), torch.randn(8, 16)
+        layer, start, weights = nn.Sequential(nn.Linear(16, 64), nn.GELU(),
+                                              nn.Linear(64, 16)), torch.randn(8, 16), torch.randn(8, 16)
         def run(how, module): # result, its gradients, calls going forward and in all, numbers that are kept
             module.zero_grad()
             x, calls, kept = start.clone().requires_grad_(), [], {}
@@ -52,24 +62,42 @@ def check_forget(forget: Callable, # (function, x) -> function(x), of which only
             with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): y = how(function, x)
             agree(None if y is None else type(y), torch.Tensor)
             forward = len(calls)
-            assert y.requires_grad, "the result has no gradient: make it with `apply` of a torch.autograd.Function"
+            assert y.requires_grad, ("the result has no gradient: make it with `apply` of a "
+                                     "torch.autograd.Function")
             torch.manual_seed(2) # whatever happens between the two passes
             try: (y * weights).sum().backward()
             except RuntimeError as error:
-                order = "return a gradient for each argument of forward, in its order: None for the function, then that of x"
-                likely = {"number of gradients": order, "returned an invalid gradient": order, "implicitly": "give y.backward the gradient that came in",
-                          "does not require grad": "within backward no graph is made unless you ask for it by torch.enable_grad()"}
-                raise AssertionError(f"going back fails ({error}): " + next((why for words, why in likely.items() if words in str(error)), "see what backward returns")) from None
-            return y.detach(), x.grad, [p.grad for p in module.parameters()], forward, len(calls), sum(t.untyped_storage().nbytes() for t in kept.values()) // 4
+                order = ("return a gradient for each argument of forward, in its order: None for the "
+                         "function, then that of x")
+                likely = {"number of gradients": order, "returned an invalid gradient": order,
+                          "implicitly": "give y.backward the gradient that came in",
+                          "does not require grad": "within backward no graph is made unless you ask "
+                          "for it by torch.enable_grad()"}
+                reasons = [why for words, why in likely.items() if words in str(error)]
+                advice = [*reasons, "see what backward returns"][0]
+                raise AssertionError(f"going back fails ({error}): {advice}") from None
+            return y.detach(), x.grad, [p.grad
+                                        for p in module.parameters(
+                                            )], forward, len(calls), sum(
+                                                t.untyped_storage().nbytes() for t in kept.values()) // 4
         plain, yours = run(lambda function, x: function(x), layer), run(forget, layer)
         agree(yours[0], plain[0])
-        assert yours[5] <= start.numel(), f"{yours[5]} numbers are kept from forward to backward, and x has only {start.numel()}: compute the result without a graph"
+        assert yours[5] <= start.numel(), (f"{yours[5]} numbers are kept from forward to backward, and "
+                                           f"x has only {start.numel()}: compute the result without a "
+                                           "graph")
         agree(yours[3], 1, {"the function is called twice on the way forward": 2})
-        agree(yours[4], 2, {"on the way back nothing is computed again: where do the gradients come from?": 1})
-        assert yours[1] is not None, "x gets no gradient, what backward returns for it is None: take x.detach().requires_grad_(), and return x.grad in the place of x"
-        agree(yours[1], plain[1], {"the gradient that comes in is not used: pass it to y.backward": torch.autograd.grad(layer(x := start.clone().requires_grad_()).sum(), x)[0]})
-        assert None not in yours[2], "the weights get no gradient: torch.autograd.grad for x alone leaves them out"
-        for a, b in zip(yours[2], plain[2]): agree(a, b, {"the weights get their gradient twice": 2 * b}, tolerance=1e-4)
+        agree(yours[4], 2,
+              {"on the way back nothing is computed again: where do the gradients come from?": 1})
+        assert yours[1] is not None, ("x gets no gradient, what backward returns for it is None: take "
+                                      "x.detach().requires_grad_(), and return x.grad in the place of "
+                                      "x")
+        agree(yours[1], plain[1],
+              {"the gradient that comes in is not used: pass it to y.backward": torch.autograd.grad(
+                  layer(x := start.clone().requires_grad_()).sum(), x)[0]})
+        assert None not in yours[2], ("the weights get no gradient: torch.autograd.grad for x alone "
+                                      "leaves them out")
+        for a, b in zip(yours[2], plain[2]):
+            agree(a, b, {"the weights get their gradient twice": 2 * b}, tolerance=1e-4)
         leaf = []
         def watched(x):
             leaf.append(x.is_leaf)
@@ -78,11 +106,13 @@ def check_forget(forget: Callable, # (function, x) -> function(x), of which only
             warnings.simplefilter("ignore")
             try: forget(watched, start.clone().requires_grad_() * 2).sum().backward() # an x that another step has made
             except RuntimeError: pass
-        assert leaf[-1], "in backward, x still hangs on the graph that made it, so y.backward goes back through that, too: take x.detach().requires_grad_()"
+        assert leaf[-1], ("in backward, x still hangs on the graph that made it, so y.backward goes "
+                          "back through that, too: take x.detach().requires_grad_()")
         random = nn.Sequential(nn.Linear(16, 64), nn.Dropout(0.5), nn.Linear(64, 16))
         plain, yours = run(lambda function, x: function(x), random), run(forget, random)
         agree(yours[0], plain[0])
-        wrong = "with dropout the gradient is wrong: the second time, other numbers are drawn. Keep torch.get_rng_state() and put it back"
+        wrong = ("with dropout the gradient is wrong: the second time, other numbers are drawn. Keep "
+                 "torch.get_rng_state() and put it back")
         assert torch.allclose(yours[1], plain[1], atol=1e-5), wrong
     return "Right: a call more, and of all that the layer made only its input is kept."
 
@@ -92,19 +122,30 @@ def check_batches(light: dict[str, int], # rows, tokens (of a row), squares (of 
                   ) -> str:
     "Exercise 16.3."
     config = VLMConfig.nanovlm_222m()
-    small = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=2), text_config=replace(config.text_config, num_hidden_layers=5))
+    small = replace(config, vision_config=replace(config.vision_config, num_hidden_layers=2),
+                    text_config=replace(config.text_config, num_hidden_layers=5))
     for name, batch in dict(light=light, heavy=heavy).items():
         agree(sorted(batch), ["labelled", "rows", "squares", "tokens"])
-        for key, value in batch.items(): assert isinstance(value, int) and value > 0, f"{name}: {key} must be a whole number above 0"
+        for key, value in batch.items():
+            assert isinstance(value, int) and value > 0, f"{name}: {key} must be a whole number above 0"
         total = batch["rows"] * batch["tokens"]
-        agree(total, 4096, {f"{name}: that is one row; tokens are those of a row, and rows × tokens is 4,096": batch["rows"] * 4096})
+        agree(total, 4096,
+              {f"{name}: that is one row; tokens are those of a row, and rows × tokens is "
+               "4,096": batch["rows"] * 4096})
         used = batch["squares"] * config.image_seq_len + batch["rows"] * batch["labelled"]
-        assert used <= total, f"{name} has no room: {batch['squares']} squares × {config.image_seq_len} image tokens + {batch['rows']} × {batch['labelled']} labelled tokens are {used:,}, and an image token carries no label"
+        assert used <= total, (f"{name} has no room: {batch['squares']} squares × "
+                               f"{config.image_seq_len} image tokens + {batch['rows']} × "
+                               f"{batch['labelled']} labelled tokens are {used:,}, and an image token "
+                               "carries no label")
         assert batch["squares"] >= batch["rows"], f"{name}: every row shows at least one square"
-    bytes_of = [sum(kept_for_backward(small, b["squares"], b["rows"], b["tokens"], b["labelled"]).values()) for b in (light, heavy)]
+    bytes_of = [sum(kept_for_backward(small, b["squares"], b["rows"], b["tokens"],
+                                      b["labelled"]).values()) for b in (light, heavy)]
     assert bytes_of[1] > bytes_of[0], "it is the other way round: `heavy` keeps fewer bytes than `light`"
-    assert bytes_of[1] >= 2 * bytes_of[0], f"the heavy one keeps {bytes_of[1] / bytes_of[0]:.2f} times the bytes of the light one: the number of tokens is the same, so look at what else needs memory"
-    return f"Right: {bytes_of[0] / 1e9:.2f} and {bytes_of[1] / 1e9:.2f} GB of activations for as many tokens. Limit a batch by squares, too."
+    assert bytes_of[1] >= 2 * bytes_of[0], (f"the heavy one keeps {bytes_of[1] / bytes_of[0]:.2f} "
+                                            "times the bytes of the light one: the number of tokens "
+                                            "is the same, so look at what else needs memory")
+    return (f"Right: {bytes_of[0] / 1e9:.2f} and {bytes_of[1] / 1e9:.2f} GB of activations for as many "
+            "tokens. Limit a batch by squares, too.")
 
 # %% ../../nbs/solutions/scaling.ipynb #4dcb371c
 def check_roof(intensity: Callable, # (tokens, inputs, outputs) -> operations for each byte that is moved
@@ -114,17 +155,33 @@ def check_roof(intensity: Callable, # (tokens, inputs, outputs) -> operations fo
     for T, a, b in ((1, 576, 1536), (512, 576, 192), (4096, 1536, 576)):
         numbers = T * a + a * b + T * b
         agree(intensity(T, a, b), T * a * b / numbers, {
-            "a number has two bytes in half precision": 2 * T * a * b / numbers, "a multiplication and an addition are two operations": T * a * b / (2 * numbers),
-            "only the weights are counted: what goes in and what comes out is moved, too": T, "the result is written to memory, too": T * a * b / (T * a + a * b),
-            "the tokens are read from memory, too": T * a * b / (a * b + T * b), "that is bytes for each operation": numbers / (T * a * b)}, tolerance=1e-6 * T)
-    shapes = dict(q_proj=(576, 576), k_proj=(576, 192), v_proj=(576, 192), o_proj=(576, 576), gate_proj=(576, 1536), up_proj=(576, 1536), down_proj=(1536, 576))
-    assert isinstance(never, dict) and never.keys() == {"t4", "h100"}, "give a dictionary with two lists of names, 't4' and 'h100'"
-    right = {gpu: sorted(name for name, (a, b) in shapes.items() if a * b / (a + b) < ridge) for gpu, ridge in {"t4": 65e12 / 320e9, "h100": 989e12 / 3.35e12}.items()}
+            "a number has two bytes in half precision": 2 * T * a * b / numbers,
+            "a multiplication and an addition are two operations": T * a * b / (2 * numbers),
+            "only the weights are counted: what goes in and what comes out is moved, too": T,
+            "the result is written to memory, too": T * a * b / (T * a + a * b),
+            "the tokens are read from memory, too": T * a * b / (a * b + T * b),
+            "that is bytes for each operation": numbers / (T * a * b)}, tolerance=1e-6 * T)
+    shapes = dict(q_proj=(576, 576), k_proj=(576, 192), v_proj=(576, 192), o_proj=(576, 576),
+                  gate_proj=(576, 1536), up_proj=(576, 1536), down_proj=(1536, 576))
+    assert isinstance(never, dict) and never.keys() == {"t4",
+                                                        "h100"}, ("give a dictionary with two lists "
+                                                                  "of names, 't4' and 'h100'")
+    right = {gpu: sorted(name for name, (a, b) in shapes.items() if a * b / (a + b) < ridge) for gpu,
+             ridge in {"t4": 65e12 / 320e9, "h100": 989e12 / 3.35e12}.items()}
     for gpu in right:
         assert {*never[gpu]} <= shapes.keys(), f"{gpu}: give a list of names from `shapes`"
-        agree(sorted(never[gpu]), right[gpu], {f"{gpu}: those are the ones that do reach the ridge": sorted(shapes.keys() - set(right[gpu])), f"{gpu}: that is so with one token; let their number grow without end": sorted(shapes),
-                                               f"{gpu}: the other GPU's answer": right["h100" if gpu == "t4" else "t4"], f"{gpu}: {'too many names' if {*never[gpu]} - {*right[gpu]} else 'some names are missing'}: find what the intensity tends to as tokens grow, and compare that with the ridge": sorted(never[gpu])})
-    return "Right. On an H100, four of the seven matrices of a layer wait for memory with any batch, since the model is only 576 wide. A low MFU need not be a mistake of yours."
+        agree(sorted(never[gpu]), right[gpu],
+              {f"{gpu}: those are the ones that do reach the ridge": sorted(
+                  shapes.keys() - set(right[gpu])),
+               f"{gpu}: that is so with one token; let their number grow without end": sorted(shapes),
+               f"{gpu}: the other GPU's answer": right[
+                   "h100" if gpu == "t4" else "t4"],
+               f"{gpu}: "
+               f"{'too many names' if {*never[gpu]} - {*right[gpu]} else 'some names are missing'}: "
+               "find what the intensity tends to as tokens grow, "
+               "and compare that with the ridge": sorted(never[gpu])})
+    return ("Right. On an H100, four of the seven matrices of a layer wait for memory with any batch, "
+            "since the model is only 576 wide. A low MFU need not be a mistake of yours.")
 
 # %% ../../nbs/solutions/scaling.ipynb #2ad78325
 def check_ring(ring: Callable, # (gradients: a tensor for each GPU, send) -> the sum, for each GPU
@@ -140,12 +197,25 @@ def check_ring(ring: Callable, # (gradients: a tensor for each GPU, send) -> the
             return piece.clone()
         yours = ring(gradients, send)
         agree(None if yours is None else len(yours), N)
-        assert all(isinstance(t, torch.Tensor) for t in yours), f"{yours} are not the sums: return {N} tensors, one for each GPU"
-        assert all(map(torch.equal, gradients, before)), "the gradients that came in have changed: work on copies of their pieces"
+        assert all(isinstance(t, torch.Tensor)
+                   for t in yours), f"{yours} are not the sums: return {N} tensors, one for each GPU"
+        assert all(map(torch.equal, gradients,
+                       before)), "the gradients that came in have changed: work on copies of their pieces"
         total, right = sum(before), [2 * (N - 1) * n // N] * N
-        wrong = [gpu for gpu in range(N) if yours[gpu].shape != total.shape or not torch.equal(yours[gpu], total)]
-        assert not (wrong and sent == [s // 2 for s in right]), f"with {N} GPUs, each holds one finished piece now: pass these round in the same way, to replace what the others have"
-        assert not wrong, f"with {N} GPUs, GPU {wrong[0]} does not have the sum: {yours[wrong[0]].tolist()}, not {total.tolist()}"
-        agree(sent, right, {"nothing was sent: a GPU can only see what its neighbour sends it": [0] * N, "whole gradients go round the ring: cut them into as many pieces as there are GPUs": [(N - 1) * n] * N,
-                            "a round too many: after N − 1 rounds a piece has met everybody": [2 * n] * N})
-    return "Right. However many GPUs there are, none sends more than twice its gradient. The two halves are also what `--shard` needs: it gathers weights before a layer runs, and scatters sums of gradients afterwards."
+        wrong = [gpu for gpu in range(N)
+                 if yours[gpu].shape != total.shape or not torch.equal(yours[gpu], total)]
+        assert not (wrong
+                    and sent == [s // 2
+                                 for s in right]), (f"with {N} GPUs, each holds one finished piece "
+                                                    "now: pass these round in the same way, to "
+                                                    "replace what the others have")
+        assert not wrong, (f"with {N} GPUs, GPU {wrong[0]} does not have the sum: "
+                           f"{yours[wrong[0]].tolist()}, not {total.tolist()}")
+        agree(sent, right,
+              {"nothing was sent: a GPU can only see what its neighbour sends it": [0] * N,
+               "whole gradients go round the ring: cut them into as many pieces as there are GPUs": [
+                   (N - 1) * n] * N,
+               "a round too many: after N − 1 rounds a piece has met everybody": [2 * n] * N})
+    return ("Right. However many GPUs there are, none sends more than twice its gradient. The two "
+            "halves are also what `--shard` needs: it gathers weights before a layer runs, and "
+            "scatters sums of gradients afterwards.")
