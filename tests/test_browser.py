@@ -9,6 +9,7 @@ from conftest import NOTEBOOKS, REPO
 from nanovlm.scenes import scene_model
 
 PAGES = [p.relative_to(REPO / "nbs").with_suffix(".html").as_posix() for p in NOTEBOOKS]
+DESK, PHONE = dict(width=1280, height=900), dict(width=375, height=800) # sizes of the window
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]
@@ -34,12 +35,13 @@ def address(site):
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
 
+ELSEWHERE = re.compile(r"^(?!http://127\.0\.0\.1|data:|blob:)") # the browser itself fetches the rest
+
 def offline(route):
     """What pages load from elsewhere: KaTeX, the themes' fonts, and Colab's badge. Anything else fails.
 
     KaTeX comes from a PyPI package here, without its style."""
     url = route.request.url
-    if url.startswith(("http://127.0.0.1", "data:", "blob:")): return route.continue_()
     if "/katex" in url:
         name = url.rsplit("/", 1)[1]
         file = distribution("sphinxcontrib-katex").locate_file(f"sphinxcontrib/{name}")
@@ -49,19 +51,29 @@ def offline(route):
     if "colab-badge" in url: return route.fulfill(body=BADGE, content_type="image/svg+xml")
     route.abort()
 
+def new_page(chromium):
+    "A page in a browser window of its own, which keeps all that went wrong on it."
+    page = chromium.new_context(viewport=DESK).new_page()
+    page.errors = errors = []
+    page.route(ELSEWHERE, offline)
+    page.on("console", lambda m: m.type == "error" and errors.append(m.text))
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("requestfailed", lambda r: errors.append(f"{r.url}: {r.failure}"))
+    page.on("response", lambda r: r.status >= 400 and errors.append(f"{r.url}: {r.status}"))
+    return page
+
 @pytest.fixture
 def page(chromium):
-    "A new page, and all that went wrong on it."
-    context = chromium.new_context(viewport=dict(width=1280, height=900))
-    page, context_errors = context.new_page(), []
-    page.errors = context_errors
-    page.route("**/*", offline)
-    page.on("console", lambda m: m.type == "error" and context_errors.append(m.text))
-    page.on("pageerror", lambda e: context_errors.append(str(e)))
-    page.on("requestfailed", lambda r: context_errors.append(f"{r.url}: {r.failure}"))
-    page.on("response", lambda r: r.status >= 400 and context_errors.append(f"{r.url}: {r.status}"))
+    page = new_page(chromium)
     yield page
-    context.close()
+    page.context.close()
+
+@pytest.fixture(scope="module")
+def reader(chromium):
+    "One window for all pages: a new one takes as long as a page."
+    page = new_page(chromium)
+    yield page
+    page.context.close()
 
 def markdown(name):
     notebook = json.loads((REPO / "nbs" / name).with_suffix(".ipynb").read_text())
@@ -71,6 +83,7 @@ def has_math(text):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S) # without code
     return re.search(r"(?<![\\$`\w])\$[^$\s][^$\n]*\$|\$\$", text)
 
+IDLE = "new Promise(done => requestAnimationFrame(() => requestIdleCallback(done, {timeout: 5000})))"
 IMAGES = "all => all.map(i => [i.naturalWidth, i.alt, i.src.slice(0, 60)])"
 TEXT = """() => {
     const main = document.querySelector("main").cloneNode(true)
@@ -82,9 +95,12 @@ TOO_WIDE = """[...document.querySelectorAll("main *")]
     .map(e => e.tagName + " " + e.className + " " + e.textContent.slice(0, 60)).slice(0, 5)"""
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_is_whole_and_fits_a_phone(page, address, site, name):
+def test_page_is_whole_and_fits_a_phone(reader, address, site, name):
+    page = reader
+    page.errors.clear()
+    page.set_viewport_size(DESK)
     page.goto(address + name, wait_until="load")
-    page.wait_for_timeout(200)
+    page.evaluate(IDLE)
     assert not page.errors
     assert (site / name).stat().st_size <= 1.5e6, "the page is larger than 1.5 MB"
     images = page.eval_on_selector_all("main img", IMAGES)
@@ -100,10 +116,11 @@ def test_page_is_whole_and_fits_a_phone(page, address, site, name):
     if not name.startswith("reference/") and name != "index.html":
         badge = page.locator(f'main a[href$="/nbs/{name[:-5]}.ipynb"] img[src*="colab-badge"]')
         assert badge.count() == 1, "no badge to open it in Colab"
-    page.set_viewport_size(dict(width=375, height=800)) # a phone
+    page.set_viewport_size(PHONE)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 375, f"{width} pixels wide: {page.evaluate(TOO_WIDE)}"
+    assert not page.errors, "errors that came late"
 
 MOVED = {"08_pixel_shuffle": "08_connector", "09_vlm": "09_model", "17_sharing": "17_hub"}
 
@@ -167,7 +184,6 @@ def is_up(url):
 @pytest.fixture(scope="module")
 def lab(copy, tmp_path_factory):
     "`make lab`: its address, and the page that it opened in a browser (here a script that keeps it)."
-    scene_model(str(copy / "nbs/runs/scenes"), steps=30) # the notebook would train it for longer
     home, port = tmp_path_factory.mktemp("jupyter"), free_port()
     settings = {"ServerApp": dict(port=port, port_retries=0, allow_root=True),
                 "IdentityProvider": dict(token=""),
@@ -184,13 +200,16 @@ def lab(copy, tmp_path_factory):
     log = home / "log"
     process = subprocess.Popen(command, cwd=copy, env=environment, stdout=log.open("w"),
                                stderr=subprocess.STDOUT, start_new_session=True)
-    for _ in range(240):
-        assert process.poll() is None, log.read_text()
-        if is_up(f"http://127.0.0.1:{port}/api"): break
-        time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}/lab/tree/", home / "opened.html"
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    try: # while it starts, a model learns for a moment; the notebook would train one for longer
+        scene_model(str(copy / "nbs/runs/scenes"), steps=30)
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            if is_up(f"http://127.0.0.1:{port}/api"): break
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/lab/tree/", home / "opened.html"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
 def test_make_lab_opens_the_landing_page(lab):
     _, opened = lab
