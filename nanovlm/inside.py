@@ -104,8 +104,8 @@ def over_image(weights: Tensor,      # (…, T) a number for each token of one c
 
 # %% ../nbs/15_inside.ipynb #0566c07e
 def cover(image: Image.Image, # in RGB
-          x: float,           # centre of the cover, in pixels
-          y: float,
+          x: float,           # centre of the cover, in pixels from the left
+          y: float,           # … and from the top
           width: float,       # its sides, as a share of the picture's
           color,              # its colour
           ) -> Image.Image:   # a copy

@@ -82,7 +82,8 @@ def scene_model(folder: str="runs/scenes", # a checkpoint here is loaded; otherw
     processor = Processor.from_config(tokenizer, config)
     torch.manual_seed(seed)
     model = VisionLanguageModel(config)
-    settings = TrainConfig(output_dir="", steps=steps, batch_size=32, questions=4, seed=seed, progress=False)
+    settings = TrainConfig(output_dir="", steps=steps, batch_size=32, questions=4,
+                           seed=seed, progress=False)
     train(model, processor, rows, settings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from ..checking import agree
-from ..inside import before, without_heads
+from ..inside import hook_inputs, without_heads
 from ..language import TextConfig
 from ..model import VisionLanguageModel, VLMConfig
 from ..scenes import scene
@@ -116,8 +116,8 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
                 split = args[0].unflatten(-1, (4, -1)).clone() # (B, T, nh, hd)
                 split[..., chosen, :] = replacement
                 return (split.flatten(-2),)
-            with before([o_proj], replace): return model(**inputs)
-        with before([o_proj], lambda n, module, args: caught.append(args[0].unflatten(-1, (4, -1)))):
+            with hook_inputs([o_proj], replace): return model(**inputs)
+        with hook_inputs([o_proj], lambda n, module, args: caught.append(args[0].unflatten(-1, (4, -1)))):
             model(**inputs), model(**reference)
         own, other = caught
         context = with_mean(model, layer, [*heads], reference)
@@ -225,24 +225,24 @@ def check_patched(patched: Callable, # (model, source, layer, places) -> context
     model, (inputs, source) = toy(2, 2)
     layers, whole, other = model.text_model.layers, model(**inputs), model(**source)
     vectors, own = [], []
-    with before([*layers, model.text_model.norm], lambda n, module, args: vectors.append(args[0])):
+    with hook_inputs([*layers, model.text_model.norm], lambda n, module, args: vectors.append(args[0])):
         model(**source)
-    with before(list(layers), lambda n, module, args: own.append(args[0])): model(**inputs)
+    with hook_inputs(list(layers), lambda n, module, args: own.append(args[0])): model(**inputs)
     def run(layer, put): # logits, with `put` in place of what goes into the layer
         def replace(n, module, args): return (put, *args[1:])
-        with before([layers[layer]], replace): return model(**inputs)
+        with hook_inputs([layers[layer]], replace): return model(**inputs)
     def mixed(x, y, places): # x, with y at these places
         x = x.clone()
         x[:, places] = y[:, places]
         return x
     def every(layer, places): # the same, in this layer and in all after it
-        with before(list(layers[layer:]), lambda n, module,
+        with hook_inputs(list(layers[layer:]), lambda n, module,
                     args: (mixed(args[0], vectors[layer + n], places), *args[1:])):
             return model(**inputs)
     image = inputs["input_ids"][0] == 5
     def behind(layer, places): # after the layer instead of before it
         after = [*layers, model.text_model.norm][layer + 1]
-        with before([after], lambda n, module, args: (mixed(args[0], vectors[layer + 1], places), *args[1:])):
+        with hook_inputs([after], lambda n, module, args: (mixed(args[0], vectors[layer + 1], places), *args[1:])):
             return model(**inputs)
     for layer, places in ((0, image), (1, image), (2, image), (1, [11]), (2, [11]), (1, [3, 7, 8]),
                           (2, slice(None)), (1, [])):
