@@ -19,7 +19,7 @@ from ..vision import VisionConfig
 
 # %% ../../nbs/solutions/inside.ipynb #0ebfbcb8
 def toy(*rows: int, # size of each batch that is wanted
-        ) -> tuple[VisionLanguageModel, list[dict[str, Tensor]]]: # the model, and batches of conversations with an image at places 1 to 4 of 12
+        ) -> tuple[VisionLanguageModel, list[dict[str, Tensor]]]: # the model, and batches of conversations with an image at positions 1 to 4 of 12
     "A random model of three layers with four heads, always the same."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -66,7 +66,7 @@ def check_pointing(hit: Callable,    # (heat, box) -> True or False
     g, patch, pixel = torch.Generator().manual_seed(0), torch.arange(64), torch.arange(8) * 8
     boxes = torch.tensor([next(iter(scene(n)[1].values())) for n in range(300)]) # (300, 4), of the shape in the first question
     left, top, right, bottom = boxes.T[..., None]
-    def inside(x, y): return (x >= left) & (x <= right) & (y >= top) & (y <= bottom) # (300, places)
+    def inside(x, y): return (x >= left) & (x <= right) & (y >= top) & (y <= bottom) # (300, positions)
     def within(x, y): return (x > left) & (x < right) & (y > top) & (y < bottom)
     x, y = pixel.repeat(8), pixel.repeat_interleave(8) # the patches' corners, row by row
     hits = inside(x + 4, y + 4) # (300, 64)
@@ -99,7 +99,7 @@ def check_pointing(hit: Callable,    # (heat, box) -> True or False
            "one patch for all pictures, not one for each": 1.0,
            "that is the luckiest of the four in the middle; try all 64": centre}, tolerance=6e-4)
     return (f"Right. A map that never looked wins {best:.0%} of its games by always pointing to one "
-            f"place, more than the {share:.0%} of pure luck. Only what lies above that tells something "
+            f"position, more than the {share:.0%} of pure luck. Only what lies above that tells something "
             "about the model.")
 
 # %% ../../nbs/solutions/inside.ipynb #78a92281
@@ -127,7 +127,7 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
         agree(yours, right, {
             "nothing has changed: does your hook return the new input?": whole,
             "the heads add nothing; they should add their mean": run(0),
-            "the mean is over rows only: each place keeps its own": run(other.mean((0, 1))[heads]),
+            "the mean is over rows only: each position keeps its own": run(other.mean((0, 1))[heads]),
             "that is the mean of the conversations at hand; take the reference's": run(own.mean(0)[:, heads]),
             "that is a single row of the reference; take the mean of all": run(other[0][:, heads]),
             "all heads of the layer are replaced; the others should go on": run(other.mean(0), [0, 1, 2, 3]),
@@ -144,7 +144,7 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
             with context: far.append((model(**inputs) - whole).pow(2).mean().item() ** 0.5)
     zero, mean = torch.tensor(far).reshape(12, 2).mean(0).tolist()
     return ("Right. With the same words about other pictures as the reference, a head's mean in its "
-            f"place moves the logits of this random model by {mean:.3f}, and silence by {zero:.3f}: "
+            f"position moves the logits of this random model by {mean:.3f}, and silence by {zero:.3f}: "
             "much of what a head adds is the same for every picture.")
 
 # %% ../../nbs/solutions/inside.ipynb #1b6eb8ce
@@ -179,7 +179,7 @@ def check_fewest(fewest: Callable, # (weights, values) -> weights
                                f"enough for values of {hd} numbers. Repeat while there are more")
     moved = (yours - weights).clamp(min=0).sum().item()
     return (f"Right. A head that looks at {S} tokens could as well look at {count}: the same output, "
-            f"with {moved:.0%} of the attention in other places.")
+            f"with {moved:.0%} of the attention in other positions.")
 
 # %% ../../nbs/solutions/inside.ipynb #5c055f6f
 def check_rollout(rollout: Callable, # (maps) -> one map
@@ -213,13 +213,13 @@ def check_rollout(rollout: Callable, # (maps) -> one map
         assert not yours.triu(1).any(), "a token looks ahead"
     maps = torch.zeros(2, 1, 4, 4) # token 0 is the image; token 2 reads it in the first layer, token 3 reads token 2 in the second
     maps[0, 0, [0, 1, 2, 3], [0, 1, 0, 3]] = maps[1, 0, [0, 1, 2, 3], [0, 1, 2, 2]] = 1
-    return ("Right. Say token 2 reads the image in the first layer, and the answer's place reads "
+    return ("Right. Say token 2 reads the image in the first layer, and the answer's position reads "
             "token 2 in the second. It never looks at the image itself, and rollout says "
             f"{rollout(maps)[3, 0]:.0%}.")
 
 # %% ../../nbs/solutions/inside.ipynb #cb5c6111
 @torch.no_grad()
-def check_patched(patched: Callable, # (model, source, layer, places) -> context
+def check_patched(patched: Callable, # (model, source, layer, positions) -> context
                   ) -> str:
     "Exercise 15.6."
     model, (inputs, source) = toy(2, 2)
@@ -231,42 +231,43 @@ def check_patched(patched: Callable, # (model, source, layer, places) -> context
     def run(layer, put): # logits, with `put` in place of what goes into the layer
         def replace(n, module, args): return (put, *args[1:])
         with hook_inputs([layers[layer]], replace): return model(**inputs)
-    def mixed(x, y, places): # x, with y at these places
+    def mixed(x, y, positions): # x, with y at these positions
         x = x.clone()
-        x[:, places] = y[:, places]
+        x[:, positions] = y[:, positions]
         return x
-    def every(layer, places): # the same, in this layer and in all after it
+    def every(layer, positions): # the same, in this layer and in all after it
         with hook_inputs(list(layers[layer:]), lambda n, module,
-                    args: (mixed(args[0], vectors[layer + n], places), *args[1:])):
+                    args: (mixed(args[0], vectors[layer + n], positions), *args[1:])):
             return model(**inputs)
     image = inputs["input_ids"][0] == 5
-    def behind(layer, places): # after the layer instead of before it
+    def behind(layer, positions): # after the layer instead of before it
         after = [*layers, model.text_model.norm][layer + 1]
-        with hook_inputs([after], lambda n, module, args: (mixed(args[0], vectors[layer + 1], places), *args[1:])):
+        def replace(n, module, args): return (mixed(args[0], vectors[layer + 1], positions), *args[1:])
+        with hook_inputs([after], replace):
             return model(**inputs)
-    for layer, places in ((0, image), (1, image), (2, image), (1, [11]), (2, [11]), (1, [3, 7, 8]),
+    for layer, positions in ((0, image), (1, image), (2, image), (1, [11]), (2, [11]), (1, [3, 7, 8]),
                           (2, slice(None)), (1, [])):
         rest = torch.ones(12, dtype=torch.bool)
-        rest[places] = False
-        context = patched(model, source, layer, places)
+        rest[positions] = False
+        context = patched(model, source, layer, positions)
         if context is None: agree(context, whole)
         with context: yours = model(**inputs)
-        right = run(layer, mixed(own[layer], vectors[layer], places))
+        right = run(layer, mixed(own[layer], vectors[layer], positions))
         agree(yours, right, {
             "nothing has changed: does your hook return the new inputs, in a tuple?": whole,
             "these are the vectors from before the first layer; take what goes into this layer": run(
-                layer, mixed(own[layer], vectors[0], places)),
+                layer, mixed(own[layer], vectors[0], positions)),
             "the vectors stay replaced in all layers behind, too; from this layer on, let the model "
-            "go on by itself": every(layer, places),
-            "the layer's output is replaced, not its input": behind(layer, places),
-            "the other places are replaced, instead of these": run(
+            "go on by itself": every(layer, positions),
+            "the layer's output is replaced, not its input": behind(layer, positions),
+            "the other positions are replaced, instead of these": run(
                 layer, mixed(own[layer], vectors[layer], rest)),
-            "all places are replaced": run(layer, vectors[layer]),
+            "all positions are replaced": run(layer, vectors[layer]),
             "only the first row is replaced": torch.cat([right[:1], whole[1:]])})
         agree(model(**inputs), whole, {"the vectors stay replaced after the context has ended": right})
         agree(model(**source), other)
-    def moved(layer, places): # how much of the way to the other picture's logits, at the last place
-        with patched(model, source, layer, places):
+    def moved(layer, positions): # how much of the way to the other picture's logits, at the last position
+        with patched(model, source, layer, positions):
             return 1 - ((model(**inputs) - other)[:, -1].norm() / (whole - other)[:, -1].norm()).item()
     model, (inputs, source) = toy(1, 1)
     source["input_ids"] = inputs["input_ids"] # the same words about another picture
