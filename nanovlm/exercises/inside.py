@@ -99,7 +99,7 @@ def check_pointing(hit: Callable,    # (heat, box) -> True or False
            "one patch for all pictures, not one for each": 1.0,
            "that is the luckiest of the four in the middle; try all 64": centre}, tolerance=6e-4)
     return (f"Right. A map that never looked wins {best:.0%} of its games by always pointing to one "
-            f"position, more than the {share:.0%} of pure luck. Only what lies above that tells something "
+            f"place, more than the {share:.0%} of pure luck. Only what lies above that tells something "
             "about the model.")
 
 # %% ../../nbs/solutions/inside.ipynb #78a92281
@@ -144,7 +144,7 @@ def check_mean(with_mean: Callable, # (model, layer, heads, reference) -> contex
             with context: far.append((model(**inputs) - whole).pow(2).mean().item() ** 0.5)
     zero, mean = torch.tensor(far).reshape(12, 2).mean(0).tolist()
     return ("Right. With the same words about other pictures as the reference, a head's mean in its "
-            f"position moves the logits of this random model by {mean:.3f}, and silence by {zero:.3f}: "
+            f"place moves the logits of this random model by {mean:.3f}, and silence by {zero:.3f}: "
             "much of what a head adds is the same for every picture.")
 
 # %% ../../nbs/solutions/inside.ipynb #1b6eb8ce
@@ -236,9 +236,8 @@ def check_patched(patched: Callable, # (model, source, layer, positions) -> cont
         x[:, positions] = y[:, positions]
         return x
     def every(layer, positions): # the same, in this layer and in all after it
-        with hook_inputs(list(layers[layer:]), lambda n, module,
-                    args: (mixed(args[0], vectors[layer + n], positions), *args[1:])):
-            return model(**inputs)
+        def replace(n, module, args): return (mixed(args[0], vectors[layer + n], positions), *args[1:])
+        with hook_inputs(list(layers[layer:]), replace): return model(**inputs)
     image = inputs["input_ids"][0] == 5
     def behind(layer, positions): # after the layer instead of before it
         after = [*layers, model.text_model.norm][layer + 1]
