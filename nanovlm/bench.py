@@ -18,9 +18,9 @@ from torch import Tensor
 from .data import draw, pack, stack
 from .generation import generate
 from .model import VisionLanguageModel, VLMConfig
+from .processor import Batch
 from .scaling import matmul_rate
 from .training import TrainConfig, wrap_layers
-from .weights import read_json, write_json
 
 # %% ../nbs/reference/bench.ipynb #a4087a88
 def alternate(function: Callable, # what to time, of one argument
@@ -54,13 +54,9 @@ def read_time(model: VisionLanguageModel, # its weights are read, and nothing el
     "Time one vector's product with every matrix of the decoder and its head, in seconds."
     weights = [p for p in model.text_model.layers.parameters() if p.ndim == 2] + [model.lm_head.weight]
     vectors = {w.shape[1]: torch.randn(1, w.shape[1], dtype=w.dtype) for w in weights}
-    times = []
-    with torch.inference_mode():
-        for _ in range(12):
-            start = time.perf_counter()
-            for w in weights: torch.nn.functional.linear(vectors[w.shape[1]], w)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    def read(_):
+        for w in weights: torch.nn.functional.linear(vectors[w.shape[1]], w)
+    with torch.inference_mode(): return alternate(read, [None], rounds=10)[0]
 
 # %% ../nbs/reference/bench.ipynb #2ec1dd09
 def fix_positions(theirs): # transformers' VLM -> the same, in eval mode
@@ -76,9 +72,8 @@ def fix_positions(theirs): # transformers' VLM -> the same, in eval mode
     return theirs.eval()
 
 # %% ../nbs/reference/bench.ipynb #b167e973
-def twins(config: VLMConfig,          # sizes
-          model_type: str="idefics3", # or "smolvlm": transformers has two classes for the same model
-          ) -> tuple:                 # ours, transformers'
+def twins(config: VLMConfig, # sizes
+          ) -> tuple:        # ours, transformers'
     "Make our model and transformers', with the same random weights, by way of a checkpoint folder."
     import transformers
     transformers.utils.logging.disable_progress_bar()
@@ -86,11 +81,6 @@ def twins(config: VLMConfig,          # sizes
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         VisionLanguageModel(config).save_pretrained(folder)
-        file = Path(folder, "config.json")
-        sizes = read_json(file)
-        sizes["model_type"] = model_type
-        sizes["vision_config"]["model_type"] = f"{model_type}_vision"
-        write_json(file, sizes)
         theirs = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         return VisionLanguageModel.from_pretrained(folder), fix_positions(theirs)
 
@@ -109,7 +99,7 @@ def training_batch(config: VLMConfig, # the model's sizes
                    batch_size: int,   # rows B
                    length: int=177,   # tokens per row
                    labelled: int=12,  # tokens per row that carry loss
-                   ) -> dict[str, Tensor]: # input_ids, labels, pixel_values
+                   ) -> Batch:        # input_ids, labels, pixel_values
     "Make random rows of one image, a question, and a short answer."
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 40_000, (batch_size, length), generator=generator)
@@ -121,15 +111,15 @@ def training_batch(config: VLMConfig, # the model's sizes
     return dict(input_ids=ids, labels=labels, pixel_values=pixels)
 
 # %% ../nbs/reference/bench.ipynb #38484c48
-def their_batch(batch: dict[str, Tensor], # ours; each row shows as many images as the others
-                ) -> dict[str, Tensor]:   # with pixel_values (rows, images per row, 3, H, W)
+def their_batch(batch: Batch, # ours; each row shows as many images as the others
+                ) -> Batch:       # with pixel_values (rows, images per row, 3, H, W)
     "Lay out a batch as transformers wants it."
     pixels = batch["pixel_values"].unflatten(0, (len(batch["input_ids"]), -1))
     return batch | dict(pixel_values=pixels)
 
 # %% ../nbs/reference/bench.ipynb #064d671d
 def loss_of(model,                    # ours or transformers'
-            batch: dict[str, Tensor], # from `training_batch`
+            batch: Batch,             # from `training_batch`
             precision: torch.dtype,   # float32, or the dtype to autocast to
             ) -> Tensor:
     "Compute the loss, of either model."
@@ -139,7 +129,7 @@ def loss_of(model,                    # ours or transformers'
 
 # %% ../nbs/reference/bench.ipynb #25ee6f64
 def answer(model,                    # ours or transformers'
-           batch: dict[str, Tensor], # input_ids (B, T), and pixel_values
+           batch: Batch,             # input_ids (B, T), and pixel_values
            max_new_tokens: int,      # at most
            ends: list[int]=None,     # end tokens
            ) -> Tensor:              # (B, ≤ max_new_tokens)
@@ -172,12 +162,10 @@ def memory(field: str) -> float: # "VmRSS" = now, "VmHWM" = at the most
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) / 1024 for line in f if line.startswith(field))
 
-def fresh_process(function: str, *args): # of this module, and what JSON can hold -> what it returns
+def fresh_process(function: str, *args): # of this module; text and numbers -> what it returns, for JSON
     "Call a function in a Python of its own. Raises RuntimeError if it fails."
-    code = ("import json, sys; from nanovlm import bench; "
-            "print(json.dumps(getattr(bench, sys.argv[1])(*json.loads(sys.argv[2]))))")
-    command = [sys.executable, "-c", code, function, json.dumps(args)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    code = f"import json; from nanovlm import bench; print(json.dumps(bench.{function}(*{args!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f"{function}{args} failed: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -188,13 +176,12 @@ def load_once(who: str,    # "safetensors", "ours", "ours in bf16", "transformer
     "Load a checkpoint and read every page of its weights. Runs in a process of its own."
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
-    def safetensors(): return load_file(Path(folder, "model.safetensors")).values()
-    def loaded(cls, dtype): return cls.from_pretrained(folder, dtype=dtype).parameters()
+    cls = AutoModelForImageTextToText if who == "transformers" else VisionLanguageModel
+    dtype = torch.bfloat16 if "bf16" in who else torch.float32
     reset_peak()
     before, start = memory("VmRSS"), time.perf_counter()
-    if who == "safetensors": tensors = list(safetensors())
-    elif who == "transformers": tensors = list(loaded(AutoModelForImageTextToText, torch.float32))
-    else: tensors = list(loaded(VisionLanguageModel, torch.bfloat16 if "bf16" in who else None))
+    if who == "safetensors": tensors = [*load_file(Path(folder, "model.safetensors")).values()]
+    else: tensors = [*cls.from_pretrained(folder, dtype=dtype).parameters()]
     seconds = time.perf_counter() - start
     with torch.inference_mode(): sum(float(t.flatten()[::256].sum()) for t in tensors)
     return [seconds, memory("VmHWM") - before]
@@ -350,9 +337,9 @@ def length_mix(config: VLMConfig, # the model's sizes
     return [samples[i] for i in torch.randperm(count, generator=generator).tolist()]
 
 # %% ../nbs/reference/bench.ipynb #f410bd14
-def step_of(model, # ours or transformers'
-            batch: dict[str, Tensor], # as for `loss_of`
-            precision: torch.dtype,   # likewise
+def step_of(model,                  # ours or transformers'
+            batch: Batch,           # as for `loss_of`
+            precision: torch.dtype, # likewise
             ) -> Callable:
     "Make a function that takes a whole optimizer step, and changes no weight."
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
@@ -436,15 +423,14 @@ def generation_speed(ours, theirs,  # from `twins`
     floor = read_time(ours)
     one = answer_speed(ours, theirs, 1, [], steps, rounds)
     eight = answer_speed(ours, theirs, 8, [4, 6, 8, 12, 16, 24, 32, steps], steps, rounds)
+    def line(what, rates): return compare(what, "tokens/s", rates)
     what = f"batch 8, {eight['tokens']} tokens of different length"
-    line = compare("decoding, batch 1, float32      ", "tokens/s", one["decoding"])
-    whole = compare(f"whole answers, {what}  ", "tokens/s", eight["whole"])
     mine, other = [rate * floor for rate in one["decoding"]]
-    return [f"{line}   same tokens: {one['same']}",
+    return [line("decoding, batch 1, float32      ", one["decoding"]) + f"   same tokens: {one['same']}",
             f"reading the weights once per token allows {1 / floor:6.1f} tokens/s; "
             f"ours reaches {mine:.2f} of it, transformers {other:.2f}",
-            compare(f"decoding, {what}       ", "tokens/s", eight["decoding"]),
-            f"{whole}   same tokens: {eight['same']}"]
+            line(f"decoding, {what}       ", eight["decoding"]),
+            line(f"whole answers, {what}  ", eight["whole"]) + f"   same tokens: {eight['same']}"]
 
 # %% ../nbs/reference/bench.ipynb #8f37c29a
 def bench(quick: bool=False): # a few layers and one round: does it run, not how fast
@@ -458,7 +444,7 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     print(f"matrix products: {single:,.0f} GFLOP/s in float32, {half:,.1f} in bfloat16")
     if sys.platform == "linux": show(loading(quick))
     ours, theirs = twins(full_size(quick))
-    show([parity_line(ours, theirs)])
+    print(parity_line(ours, theirs), flush=True)
     rounds = 1 if quick else 5
     show(generation_speed(ours, theirs, rounds))
     show(training_speed(ours, theirs, rounds, single / half))

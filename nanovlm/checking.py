@@ -15,7 +15,7 @@ import torch
 def is_same(yours, right, # tensors, numbers, strings, or lists and tuples of them
             tolerance: float, # largest difference allowed between two numbers
             ) -> bool:
-    "Whether two answers are equal: of one shape, and each number within the tolerance."
+    "True for answers of one shape with each number within the tolerance."
     if isinstance(right, str) or right is None or isinstance(yours, str) or yours is None:
         return type(yours) is type(right) and yours == right
     try: yours, right = (torch.as_tensor(value, dtype=torch.float64) for value in (yours, right))
@@ -28,8 +28,10 @@ def agree(yours: Any, # what your code gave: a tensor, a number, a string, or a 
           mistakes: dict[str, Any] | None=None, # what likely mistakes give: explanation of the mistake -> result
           tolerance: float=1e-5, # largest difference allowed between two numbers
           ) -> None:
-    ("An AssertionError unless both are the same; it explains the mistake that gives exactly this "
-     "answer, or says how far away it is.")
+    """Compare two answers.
+
+    Raises AssertionError unless both are the same; it explains the mistake that gives exactly this answer,
+    or says how far away it is."""
     if is_same(yours, right, tolerance): return
     if any(value is None or value is ...
            for value in (yours if isinstance(yours, (list, tuple)) else [yours])):
@@ -49,8 +51,9 @@ def refuses(check: Callable, # a checker
             *wrong,          # a wrong answer
             says: str,       # what the refusal must mention
             ) -> str:        # the whole refusal
-    ("The checker's refusal of a wrong answer; an AssertionError if it accepts it, or refuses it for "
-     "another reason.")
+    """Show a wrong answer to a checker and return its refusal.
+
+    Raises AssertionError if the checker accepts it, or refuses it for another reason."""
     try: check(*wrong)
     except AssertionError as error:
         assert says in str(error), f"refused, but for another reason: {error}"
@@ -61,8 +64,9 @@ def refuses(check: Callable, # a checker
 def refuses_all(check: Callable,        # a checker
                 wrong: dict[str, Any],  # its table: explanation -> the wrong answer; a tuple holds several arguments
                 ) -> None:
-    ("Show every wrong answer to its checker and print the refusals; an AssertionError if one lacks "
-     "its explanation.")
+    """Show every wrong answer to its checker and print the refusals.
+
+    Raises AssertionError if one lacks its explanation."""
     for explanation, answer in wrong.items():
         print(refuses(check, *(answer if isinstance(answer, tuple) else (answer,)), says=explanation))
 
@@ -71,7 +75,7 @@ def catches(test: Callable,  # your test: takes the code to be tested, and raise
             wrong: Callable, # the code with the bug
             right: Callable, # the code without
             ) -> str:        # with which words your test caught the bug
-    "Run a test on wrong and right code; an AssertionError if it cannot tell them apart."
+    "Run a test on wrong and right code. Raises AssertionError if it cannot tell them apart."
     try: test(right)
     except Exception as error:
         raise AssertionError(

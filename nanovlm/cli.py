@@ -15,7 +15,7 @@ import tyro
 from .bench import bench
 from .data import load_data, split_rows
 from .demo import DemoConfig, demo
-from .evaluation import LABELS, evaluate, evaluate_choices, load_choices, report
+from .evaluation import evaluate, evaluate_choices, load_choices, report
 from .hub import load
 from .images import load_image
 from .model import VisionLanguageModel, VLMConfig
@@ -50,9 +50,9 @@ class AskCommand:
 
     def answer(self, question: str): # printed piece by piece
         shown = ""
-        options = dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
-        asked = self.model, self.processor, self.picture, question, self.max_new_tokens
-        for text in stream_answer(*asked, **options):
+        for text in stream_answer(
+                self.model, self.processor, self.picture, question, self.max_new_tokens,
+                temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed):
             print(text[len(shown):], end="", flush=True)
             shown = text
         print()
@@ -90,8 +90,8 @@ class TrainCommand:
     def start(self, rows) -> tuple[VisionLanguageModel, Processor]: # the data, whose words a new tokenizer learns
         "Make or load the model to begin with. Raises ValueError if only one of the towers is given."
         if bool(self.vision) != bool(self.text):
-            raise ValueError(f"vision is {self.vision!r} and text {self.text!r}: "
-                             "give both towers, or neither")
+            raise ValueError(f"vision is {self.vision!r} and text {self.text!r}: give both towers, "
+                             "or neither")
         if self.vision: return join(self.vision, self.text, self.scale_factor)
         if self.model == "tiny": return tiny_model(rows, self.config.seed)
         return load(self.model, dtype=torch.float32)
@@ -110,16 +110,11 @@ class EvaluateCommand:
     def run(self):
         model, processor = load(self.checkpoint, device=Processes().device)
         options = dict(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
-        if not self.choices:
-            rows = load_data(self.data, self.split or "test")
-            return print(report(evaluate(model, processor, rows, **options)))
-        metrics = evaluate_choices(model, processor, load_choices(self.data, self.split or "val"), **options)
-        for kind, found in {"all": metrics, **dict(sorted(metrics["by_type"].items()))}.items():
-            low, high = found["interval"]
-            print(f"{kind:<28} {found['accuracy']:8.2%}   95 % interval {low:.2%} – {high:.2%}   "
-                  f"{found['count']:,} questions")
-        for name in ("blind_accuracy", "chance"): print(f"{LABELS[name]:<28} {metrics[name]:8.2%}")
-        print(f"{'replies that name no option':<28} {metrics['unreadable']:8,}")
+        if self.choices:
+            choices = load_choices(self.data, self.split or "val")
+            metrics = evaluate_choices(model, processor, choices, **options)
+        else: metrics = evaluate(model, processor, load_data(self.data, self.split or "test"), **options)
+        print(report(metrics))
 
 # %% ../nbs/reference/cli.ipynb #4317c0e7
 @dataclass

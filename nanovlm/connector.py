@@ -19,8 +19,8 @@ def pixel_shuffle(x: Tensor,   # (B, N, D) tokens of a square grid, row by row
     B, N, D = x.shape
     side = math.isqrt(N)
     if side * side != N or side % r:
-        raise ValueError(f"{N} tokens do not form a square grid that folds into {r} × "
-                         f"{r} blocks: choose r to divide the grid's side")
+        raise ValueError(f"{N} tokens do not form a square grid that folds into {r} × {r} blocks: "
+                         "choose r to divide the grid's side")
     blocks = x.reshape(B, side // r, r, side // r, r, D).transpose(2, 3) # (B, block row, block column, row, column, D)
     return blocks.reshape(B, N // r**2, D * r**2)
 

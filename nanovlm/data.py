@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from .processor import Processor
-from .images import load_image
+from .processor import Batch, Processor
 
 # %% ../nbs/11_data.ipynb #a4087a88
 def cauldron_features():
@@ -62,19 +61,19 @@ def read_metadata(folder: str, # as for `image_folder`
     from datasets import Image, load_dataset
     from datasets.exceptions import DatasetGenerationError
     if not any((Path(folder) / f"metadata.{kind}").exists() for kind in ("csv", "jsonl")):
-        raise ValueError(f"no metadata.csv or metadata.jsonl in {folder}: write one "
-                         "with the columns file_name, question, answer")
+        raise ValueError(f"no metadata.csv or metadata.jsonl in {folder}: write one with the columns "
+                         "file_name, question, answer")
     files = dict(data_dir=str(folder), data_files={"train": "**"}, split="train")
     try: rows = load_dataset("imagefolder", **files).cast_column("image", Image(decode=False))
     except (ValueError, IndexError, DatasetGenerationError) as e:
         reason = "it has no row" if isinstance(e, IndexError) else str(e.__cause__ or e).strip()
         raise ValueError(f"cannot read the metadata in {folder} ({reason}): it needs the columns "
-                         "file_name, question, answer, at least one row, "
-                         "and quotes around a text with a comma") from None
+                         "file_name, question, answer, at least one row, and quotes around a text "
+                         "with a comma") from None
     for column in ("question", "answer"):
         if column in rows.column_names: continue
-        raise ValueError(f"the metadata in {folder} has the columns {rows.column_names}, "
-                         f"not {column!r}: add it")
+        raise ValueError(f"the metadata in {folder} has the columns {rows.column_names}, not "
+                         f"{column!r}: add it")
     return rows
 
 # %% ../nbs/11_data.ipynb #2d91f856
@@ -119,8 +118,8 @@ def in_schema(rows,           # Dataset or stream of The Cauldron, of FineVision
     features = cauldron_features()
     columns = sorted(rows.column_names or next(iter(rows), {}))
     if not set(features) <= set(columns):
-        raise ValueError(f"{source} has the columns {columns}, not 'images' and 'texts': "
-                         "give data in the schema of The Cauldron or FineVision")
+        raise ValueError(f"{source} has the columns {columns}, not 'images' and 'texts': give data "
+                         "in the schema of The Cauldron or FineVision")
     others = [column for column in columns if column not in features]
     stored = not isinstance(rows, IterableDataset)
     if stored and not others and "source" in str(rows.features["texts"]): return rows.cast(features)
@@ -156,15 +155,15 @@ def choose_subsets(wanted: str,   # "subset=weight,subset,…"; empty = all of t
     for name, _, _ in parts:
         if name in subsets: continue
         near = difflib.get_close_matches(name, subsets, 1, 0)[0]
-        raise ValueError(f"{folder} has no subset {name!r}: did you mean {near!r}? "
-                         f"It has {', '.join(sorted(subsets))}")
+        raise ValueError(f"{folder} has no subset {name!r}: did you mean {near!r}? It has "
+                         f"{', '.join(sorted(subsets))}")
     try: weights = [float(weight or 1) for _, _, weight in parts]
     except ValueError:
-        raise ValueError(f"{wanted!r} has a weight that is not a number: "
-                         "write subset=weight, with commas between") from None
+        raise ValueError(f"{wanted!r} has a weight that is not a number: write subset=weight, with "
+                         "commas between") from None
     if min(weights) < 0 or not sum(weights):
-        raise ValueError(f"the weights {weights} of {wanted!r} leave nothing to draw from: "
-                         "give at least one above 0")
+        raise ValueError(f"the weights {weights} of {wanted!r} leave nothing to draw from: give at "
+                         "least one above 0")
     return [(name, weight) for (name, _, _), weight in zip(parts, weights)]
 
 # %% ../nbs/11_data.ipynb #4041e79a
@@ -181,8 +180,8 @@ def mixture(name: str,           # "folder:subset=weight,subset,…", or the fol
     folder, _, wanted = name.partition(":")
     subsets = find_subsets(folder, split)
     if not subsets:
-        raise ValueError(f"{folder} has no Parquet file for the split {split!r}: "
-                         "give a folder with a subfolder for each subset, as The Cauldron has")
+        raise ValueError(f"{folder} has no Parquet file for the split {split!r}: give a folder with "
+                         "a subfolder for each subset, as The Cauldron has")
     chosen = choose_subsets(wanted, subsets, folder)
     weights = [weight for _, weight in chosen]
     parts = [in_schema(load_dataset(**subsets[subset], streaming=streaming), subset, min_rating)
@@ -206,8 +205,8 @@ def load_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or 
         is_mixture = ":" in name or next(Path(folder).rglob("*.parquet"), None)
         return mixture(name, split, **options) if is_mixture else image_folder(name)
     if folder.count("/") != 1 or folder.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no data set {folder!r}: give 'easy-vqa', an existing folder, "
-                                "or a hub name such as 'HuggingFaceM4/the_cauldron:vqav2'")
+        raise FileNotFoundError(f"no data set {folder!r}: give 'easy-vqa', an existing folder, or a "
+                                "hub name such as 'HuggingFaceM4/the_cauldron:vqav2'")
     return mixture(name, split, **options)
 
 # %% ../nbs/11_data.ipynb #d61d68d4
@@ -315,7 +314,7 @@ def may_look(segment: Tensor, # (B, T) of each token within its sample: 0 = pref
 # %% ../nbs/11_data.ipynb #936d9cf9
 def stack(rows: list[list[dict]], # for each row the samples in it, from `draw`
           pad_token_id: int=0,    # fills short rows
-          ) -> dict[str, Tensor]: # input_ids, labels, position_ids (B, T), attention_mask (B, 1, T, T), pixel_values
+          ) -> Batch:             # input_ids, labels, position_ids (B, T), attention_mask (B, 1, T, T), pixel_values
     "Make a batch in which no sample sees another, and no question of a sample another question."
     T = max(sum(len(s["ids"]) for s in row) for row in rows)
     def table(values_of, fill): # values_of(n, sample): a value for each token of a row's n-th sample
@@ -337,7 +336,7 @@ def stack(rows: list[list[dict]], # for each row the samples in it, from `draw`
 def collate(examples: list[dict | None], # from `Examples`; None is left out
             questions: int=4,            # questions drawn for each
             pad_token_id: int=0,         # fills short rows
-            ) -> dict[str, Tensor] | None: # as from `stack`; None if no example is left
+            ) -> Batch | None:           # as from `stack`; None if no example is left
     "Make a batch of examples, one sample per row."
     samples = [draw(e, questions) for e in examples if e]
     return stack([[s] for s in samples], pad_token_id) if samples else None
@@ -355,8 +354,8 @@ def pack(samples: list[dict], # from `draw`
         tokens = len(sample["ids"])
         squares = len(sample["pixel_values"])
         if tokens > length:
-            raise ValueError(f"a sample has {tokens} tokens, a row has room for {length}: "
-                             "give draw the same length, or raise it")
+            raise ValueError(f"a sample has {tokens} tokens, a row has room for {length}: give draw "
+                             "the same length, or raise it")
         def fits(row): return row["room"] >= tokens and (images is None or row["squares"] + squares <= images)
         row = min(filter(fits, rows), key=lambda row: row["room"], default=None)
         if row is None:

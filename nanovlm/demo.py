@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from . import plots
 from .data import easy_vqa, split_rows
-from .evaluation import LABELS, evaluate, report
+from .evaluation import evaluate, report
 from .model import VisionLanguageModel
 from .processor import tiny_model
 from .training import TrainConfig, train
-from .weights import write_json
+from .weights import count_parameters, write_json
 
 # %% ../nbs/reference/demo.ipynb #25394d0f
 def versions() -> dict[str, str]:
@@ -34,8 +34,7 @@ def peak_memory_mb() -> float:
 # %% ../nbs/reference/demo.ipynb #2ec1dd09
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse}
-td,th{padding:.2rem .8rem;text-align:left;border-bottom:1px solid #ccc}
+pre{overflow-x:auto}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem}
 figure{margin:0;padding:.6rem;border:1px solid #ccc;border-radius:.4rem}
 figure img{width:8rem;image-rendering:pixelated;display:block}
@@ -60,10 +59,6 @@ def page(metrics: dict,          # what metrics.json holds
          curve: str,             # the loss curve, as SVG
          ) -> str:               # HTML that needs no network
     "Lay out figures, the loss curve, the mistakes, and some right answers."
-    figures = {"all questions": metrics["exact_match"]}
-    figures |= {kind: found["accuracy"] for kind, found in sorted(metrics["by_type"].items())}
-    figures |= {label: metrics[name] for name, label in LABELS.items() if name in metrics}
-    table = "".join(f"<tr><td>{html.escape(name)}<td>{value:.2%}" for name, value in figures.items())
     wrong = [p for p in predictions if not p["right"]]
     right = [p for p in predictions if p["right"]][::max(1, len(predictions) // 24)]
     def cards(shown): return "".join(card(p, rows[p["row"]]) for p in shown)
@@ -72,7 +67,7 @@ def page(metrics: dict,          # what metrics.json holds
 <h1>nanovlm demo</h1>
 <p>{metrics["parameters"]:,} parameters, trained for {metrics["train_seconds"]:.0f} s on a CPU,
 seed {metrics["seed"]}; {metrics["count"]:,} test questions.</p>
-<table>{table}</table>
+<pre>{html.escape(report(metrics))}</pre>
 <h2>Loss</h2>{curve}
 <h2>Mistakes ({len(wrong)})</h2><div class="cards">{cards(wrong[:60])}</div>
 <h2>Some right answers</h2><div class="cards">{cards(right)}</div></html>"""
@@ -91,7 +86,7 @@ def demo(config: DemoConfig=None) -> dict: # the metrics
     folder, rows, test_rows = Path(config.output_dir), easy_vqa("train"), easy_vqa("test")
     train_rows, valid_rows = split_rows(rows)
     model, processor = tiny_model(train_rows, config.seed)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     print(f"training {parameters:,} parameters on {len(train_rows):,} images "
           f"with {torch.get_num_threads()} threads", flush=True)
     train_config = TrainConfig(output_dir=config.output_dir, seed=config.seed, steps=config.steps)

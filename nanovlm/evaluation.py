@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLINDFOLDS', 'LABELS', 'LETTERS', 'normalise', 'is_right', 'wilson', 'score', 'swap_images', 'left_pad', 'predict',
-           'exact_match', 'text_baselines', 'evaluate', 'report', 'choice_prompt', 'parse_choice', 'score_options',
-           'split_options', 'read_choice', 'load_choices', 'evaluate_choices']
+           'exact_match', 'text_baselines', 'evaluate', 'report', 'choice_prompt', 'parse_choice', 'with_answer',
+           'answer_score', 'score_options', 'split_options', 'read_choice', 'load_choices', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import math, re
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .generation import generate
 from .model import VisionLanguageModel
-from .processor import Processor
+from .processor import Batch, Processor, to_device
 
 # %% ../nbs/13_evaluation.ipynb #a4087a88
 def normalise(text: str) -> str: # an answer, of the model or of the data
@@ -68,7 +68,7 @@ def swap_images(pixels: list[Tensor], # (images, 3, H, W) of each row
 # %% ../nbs/13_evaluation.ipynb #4317c0e7
 def left_pad(prompts: list[list[int]], # token ids
              pad_token_id: int,        # fills short rows
-             ) -> dict[str, Tensor]:   # input_ids and attention_mask, (B, T)
+             ) -> Batch:               # input_ids and attention_mask, (B, T)
     "Lay prompts of different length flush right, so that all continue in the same column."
     T = max(map(len, prompts))
     ids = [[pad_token_id] * (T - len(p)) + p for p in prompts]
@@ -84,7 +84,6 @@ def predict(model: VisionLanguageModel, # in eval mode
             max_new_tokens: int=16, # longest answer, in tokens
             ) -> list[dict]:       # row, question, answer, source, prediction, right: one per question
     "Answer every question by greedy decoding."
-    device = next(model.parameters()).device
     rows = list(rows)
     opened = [processor.pixels(r["images"]) for r in rows]
     pixels = swap_images([p for p, _ in opened], images)
@@ -95,8 +94,8 @@ def predict(model: VisionLanguageModel, # in eval mode
         prompts = [processor.prompt(a["question"], opened[a["row"]][1]) for a in part]
         batch = left_pad(prompts, processor.pad_token_id)
         batch["pixel_values"] = torch.cat([pixels[a["row"]] for a in part])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        tokens = generate(model, **batch, max_new_tokens=max_new_tokens, eos_token_id=processor.eos_token_id)
+        tokens = generate(model, **to_device(model, batch), max_new_tokens=max_new_tokens,
+                          eos_token_id=processor.eos_token_id)
         for a, ids in zip(part, tokens):
             a["prediction"] = processor.decode(ids)
             a["right"] = is_right(a)
@@ -108,7 +107,7 @@ def exact_match(predictions: list[dict], # from `predict`
     "Score predictions by kind of question."
     kinds = defaultdict(list)
     for p in predictions:
-        for kind in dict.fromkeys(("all", p["source"])): kinds[kind].append(is_right(p))
+        for kind in dict.fromkeys(("all", p["source"])): kinds[kind].append(p["right"])
     return {kind: score(right) for kind, right in kinds.items()}
 
 # %% ../nbs/13_evaluation.ipynb #a8627948
@@ -116,21 +115,15 @@ def text_baselines(train_rows, # rows the model learnt from
                    rows,       # rows it is tested on
                    ) -> dict[str, float]: # majority, question_only
     "Score what needs no image: the commonest answer of all, and the commonest answer to the same words."
-    overall = Counter()
+    def pairs(rows): return [(t["user"], normalise(t["assistant"])) for r in rows for t in r["texts"]]
+    learnt, asked = pairs(train_rows), pairs(rows)
+    overall = Counter(answer for _, answer in learnt)
     by_question = defaultdict(Counter)
-    for row in train_rows:
-        for t in row["texts"]:
-            answer = normalise(t["assistant"])
-            overall[answer] += 1
-            by_question[t["user"]][answer] += 1
-    commonest = overall.most_common(1)[0][0]
-    def guess(question):
-        if question not in by_question: return commonest
-        return by_question[question].most_common(1)[0][0]
-    tests = [(t["user"], normalise(t["assistant"])) for r in rows for t in r["texts"]]
-    majority = sum(answer == commonest for _, answer in tests) / len(tests)
-    question_only = sum(answer == guess(question) for question, answer in tests) / len(tests)
-    return dict(majority=majority, question_only=question_only)
+    for question, answer in learnt: by_question[question][answer] += 1
+    def share(counts_of): # (question) -> Counter, whose commonest answer is given
+        return sum(counts_of(q).most_common(1)[0][0] == answer for q, answer in asked) / len(asked)
+    return dict(majority=share(lambda q: overall),
+                question_only=share(lambda q: by_question.get(q, overall)))
 
 # %% ../nbs/13_evaluation.ipynb #8f37c29a
 BLINDFOLDS = dict(blind_exact_match="blank", other_image_exact_match="other") # metric: what the model is shown
@@ -160,17 +153,20 @@ LABELS = dict( # metric: what people call it
     question_only="best answer to the same words in training", majority="commonest answer in training",
     chance="guessing")
 
-def report(metrics: dict) -> str: # from `evaluate`
+def report(metrics: dict) -> str: # from `evaluate` or `evaluate_choices`
     "Lay out the figures as lines of text."
-    def line(name, accuracy, scores):
-        low, high = scores["interval"]
-        interval = f"95 % interval {low:.2%} – {high:.2%}"
-        return f"{name:<12} {accuracy:8.2%}   {interval}   {scores['count']:,} questions"
-    lines = [line("exact match", metrics["exact_match"], metrics)]
-    by_type = sorted(metrics["by_type"].items())
-    lines += [line(f"  {kind}", scores["accuracy"], scores) for kind, scores in by_type]
+    name = "exact_match" if "exact_match" in metrics else "accuracy"
+    scores = {name.replace("_", " "): metrics | dict(accuracy=metrics[name])}
+    scores |= {f"  {kind}": found for kind, found in sorted(metrics["by_type"].items())}
+    width = max(map(len, scores))
+    lines = []
+    for label, found in scores.items():
+        low, high = found["interval"]
+        lines.append(f"{label:<{width}} {found['accuracy']:8.2%}   95 % interval {low:.2%} – {high:.2%}   "
+                     f"{found['count']:,} questions")
     lines.append("without the right image:")
     lines += [f"  {label:<44} {metrics[name]:8.2%}" for name, label in LABELS.items() if name in metrics]
+    if "unreadable" in metrics: lines.append(f"{metrics['unreadable']:,} replies name no option")
     return "\n".join(lines)
 
 # %% ../nbs/13_evaluation.ipynb #4647281d
@@ -206,8 +202,31 @@ def parse_choice(text: str,          # what the model wrote
     match = first.match(text) or announced.search(text)
     return letters.index(match[1].upper()) if match else None
 
+# %% ../nbs/13_evaluation.ipynb #82ed475a
+def with_answer(processor: Processor, # the model's
+                image,                # PIL image, path or URL, or a list of these
+                question: str,        # what is asked
+                answer: str,          # what is said
+                ) -> tuple[Batch, int]: # input_ids (1, T) and pixel_values; position of the answer's first token
+    "Make the inputs of a conversation that has its answer already in it."
+    pixels, grids = processor.pixels(image if isinstance(image, list) else [image])
+    prompt = processor.prompt(question, grids)
+    input_ids = torch.tensor([prompt + processor.answer(answer)])
+    return dict(input_ids=input_ids, pixel_values=pixels), len(prompt)
+
+# %% ../nbs/13_evaluation.ipynb #f167e5b4
+@torch.no_grad()
+def answer_score(model: VisionLanguageModel, # asked
+                 inputs: Batch, # conversations of one length, as from `with_answer`
+                 start: int,    # position of the answer's first token
+                 ) -> Tensor:   # (B,) log-likelihood of each whole answer; 0 = certain
+    "Compute how likely the model finds an answer that is given to it."
+    ids = inputs["input_ids"]
+    logits = model(**inputs, logits_to_keep=ids.shape[1] - start + 1)[:, :-1]
+    scores = logits.float().log_softmax(-1)
+    return scores.gather(-1, ids[:, start:, None])[..., 0].sum(1)
+
 # %% ../nbs/13_evaluation.ipynb #b0454997
-@torch.inference_mode()
 def score_options(model: VisionLanguageModel, # in eval mode
                   processor: Processor, # the one that belongs to it
                   images: list,        # PIL images, paths or URLs
@@ -215,16 +234,12 @@ def score_options(model: VisionLanguageModel, # in eval mode
                   options: list[str],  # answers to weigh against each other
                   ) -> Tensor:         # (options,) log-likelihood of each, per token
     "Compute how likely the model finds each option as its answer: nothing to parse."
-    pixels, grids = processor.pixels(images)
-    prompt = processor.prompt(question, grids)
-    device = next(model.parameters()).device
     scores = []
     for option in options:
-        answer = processor.answer(option)
-        labels = torch.tensor([[-100] * len(prompt) + answer])
-        batch = dict(input_ids=torch.tensor([prompt + answer]), labels=labels, pixel_values=pixels)
-        scores.append(-model(**{name: tensor.to(device) for name, tensor in batch.items()}))
-    return torch.stack(scores)
+        inputs, start = with_answer(processor, images, question, option)
+        tokens = inputs["input_ids"].shape[1] - start
+        scores.append(answer_score(model, to_device(model, inputs), start) / tokens)
+    return torch.cat(scores)
 
 # %% ../nbs/13_evaluation.ipynb #5e0c1a02
 def split_options(text: str,      # "A: …, B: …", as MMStar lists them
@@ -249,8 +264,8 @@ def read_choice(row: dict, # of MMStar or ScienceQA, or of a data set like eithe
         question, _, listed = question.partition("Options:")
         options = split_options(listed.strip())
     if not options:
-        raise ValueError(f"no options A, B, … in the question {row['question'][:200]!r}: "
-                         "give a column 'choices', or 'Options: A: …, B: …' in the text")
+        raise ValueError(f"no options A, B, … in the question {row['question'][:200]!r}: give a "
+                         "column 'choices', or 'Options: A: …, B: …' in the text")
     answer = row["answer"]
     if isinstance(answer, str): number = LETTERS.find(answer.strip()[:1].upper() or "?")
     else: number = int(answer)
@@ -268,8 +283,8 @@ def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a 
     if Path(name).is_dir():
         files = sorted(map(str, Path(name).rglob("*.parquet")))
         if not files:
-            raise FileNotFoundError(f"no Parquet file in {name}: give a folder that holds the benchmark's, "
-                                    "or its hub name")
+            raise FileNotFoundError(f"no Parquet file in {name}: give a folder that holds the "
+                                    "benchmark's, or its hub name")
         rows = load_dataset("parquet", data_files=files, split="train")
     else: rows = load_dataset(name, split=split)
     if "image" in rows.column_names: rows = rows.cast_column("image", Image(decode=False))
@@ -287,16 +302,17 @@ def evaluate_choices(model: VisionLanguageModel, # in eval mode
         prompt = choice_prompt(c["question"], c["options"])
         text = dict(user=prompt, assistant=LETTERS[c["answer"]], source=c["source"])
         rows.append(dict(images=c["images"], texts=[text]))
-    def replies(images): # number of the option that each reply names; None = it names none
+    def answered(images): # predictions; right is the option that a reply names
         predictions = predict(model, processor, rows, images, **kwargs)
-        return [parse_choice(p["prediction"], c["options"]) for p, c in zip(predictions, choices)]
-    def right(numbers): return [n == c["answer"] for n, c in zip(numbers, choices)]
-    seen = replies("own")
-    kinds = defaultdict(list)
-    for c, ok in zip(choices, right(seen)): kinds[c["source"]].append(ok)
-    metrics = score(right(seen))
+        for p, c in zip(predictions, choices):
+            p["option"] = parse_choice(p["prediction"], c["options"])
+            p["right"] = p["option"] == c["answer"]
+        return predictions
+    seen = answered("own")
+    by_type = exact_match(seen)
+    metrics = by_type.pop("all")
+    metrics["by_type"] = by_type
     metrics["chance"] = sum(1 / len(c["options"]) for c in choices) / len(choices)
-    metrics["by_type"] = {kind: score(oks) for kind, oks in kinds.items()}
-    metrics["unreadable"] = seen.count(None)
-    metrics["blind_accuracy"] = score(right(replies("blank")))["accuracy"]
+    metrics["unreadable"] = sum(p["option"] is None for p in seen)
+    metrics["blind_accuracy"] = exact_match(answered("blank"))["all"]["accuracy"]
     return metrics

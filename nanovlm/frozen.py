@@ -33,14 +33,14 @@ def cache_features(examples: Examples, # rows made ready; changed in place
 
     Raises ValueError if the rows are a stream, or their features take more than 80 % of the memory."""
     if not hasattr(examples.rows, "__len__"):
-        raise ValueError("the rows are a stream, which shows each image once: there is nothing to cache; "
-                         "leave cache_features out, or load the data without streaming")
+        raise ValueError("the rows are a stream, which shows each image once: there is nothing to "
+                         "cache; leave cache_features out, or load the data without streaming")
     v = model.config.vision_config
     size = len(examples) * v.grid**2 * v.hidden_size * dtype.itemsize
     if size > 0.8 * memory_size():
         raise ValueError(f"the features of {len(examples):,} rows take {size / 1e9:.1f} GB or more, "
-                         f"and this machine has {memory_size() / 1e9:.1f} GB: "
-                         "leave cache_features out, or take fewer rows")
+                         f"and this machine has {memory_size() / 1e9:.1f} GB: leave cache_features "
+                         "out, or take fewer rows")
 
     examples.cache = True # from now on, an example is made once, and what we change in it stays
     device = device_of(model)

@@ -47,19 +47,18 @@ def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, a
     total = T + max_new_tokens
     context = model.text_model.config.max_position_embeddings
     if not B * T:
-        raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at "
-                         "least one token")
+        raise ValueError(f"the prompt is empty: input_ids has shape {(B, T)}, give at least one "
+                         "token")
     if total > context:
-        raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {total} "
-                         f"exceed the model's context of {context}: shorten the prompt "
-                         "or lower max_new_tokens")
+        raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {total} exceed the "
+                         f"model's context of {context}: shorten the prompt or lower max_new_tokens")
     if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError("need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, "
-                         f"not {temperature}, {top_k} and {top_p}")
+        raise ValueError(f"need temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, not {temperature}, "
+                         f"{top_k} and {top_p}")
     if attention_mask is not None and not attention_mask[:, -1].all():
         row = int(attention_mask[:, -1].argmin())
-        raise ValueError(f"the prompt of row {row} ends in padding: "
-                         "pad on the left, so that new tokens follow the prompt")
+        raise ValueError(f"the prompt of row {row} ends in padding: pad on the left, so that new "
+                         "tokens follow the prompt")
 
 # %% ../nbs/07_generation.ipynb #4317c0e7
 @torch.inference_mode()
@@ -101,17 +100,10 @@ def stream(model,                              # a LanguageModel or VisionLangua
         images = {}                       # by now they are in the cache
 
 # %% ../nbs/07_generation.ipynb #2fbb2fd6
-def generate(model,                              # a LanguageModel or VisionLanguageModel
-             input_ids: Tensor,                  # (B, T) prompts, padded on the left
-             pixel_values: Tensor=None,          # (images, 3, H, W), in reading order
-             attention_mask: Tensor=None,        # (B, T), 1 = real, 0 = padding
-             max_new_tokens: int=64,             # stop here at the latest
-             temperature: float=0.0,             # as for `sample`: 0 = greedy
-             top_k: int=0,                       # as for `filter_logits`: 0 = all tokens
-             top_p: float=1.0,                   # as for `filter_logits`: 1 = all tokens
-             eos_token_id: int | list[int]=None, # token(s) that end a row
-             seed: int=None,                     # makes sampling repeatable
-             ) -> Tensor:                        # (B, ≤ max_new_tokens) new tokens only
+def generate(model,             # a LanguageModel or VisionLanguageModel
+             input_ids: Tensor, # (B, T) prompts, padded on the left
+             *args, **kwargs,   # pixel_values, attention_mask, max_new_tokens, …: the rest as for `stream`
+             ) -> Tensor:       # (B, ≤ max_new_tokens) new tokens only
     "Collect all tokens of `stream`."
-    steps = list(stream(**locals())) # with the same arguments
+    steps = list(stream(model, input_ids, *args, **kwargs))
     return torch.stack(steps, 1) if steps else input_ids[:, :0]

@@ -4,25 +4,24 @@
 
 # %% auto #0
 __all__ = ['NANOVLM_SIZES', 'NANOVLM_NAMES', 'NANOVLM_FORMATS', 'NO_DATA', 'NO_FIGURES', 'UPLOADED', 'is_nanovlm',
-           'nanovlm_version', 'nanovlm_config', 'nanovlm_tensors', 'nanovlm_processor', 'load', 'figures_table',
-           'model_card', 'push_to_hub']
+           'nanovlm_version', 'nanovlm_config', 'nanovlm_tensors', 'nanovlm_processor', 'load', 'model_card',
+           'push_to_hub']
 
 # %% ../nbs/17_hub.ipynb #cf4aa307
 import re, tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 import torch
 from tokenizers import AddedToken
-from torch import Tensor
-from .evaluation import LABELS
+from .evaluation import report
 from .language import TextConfig
 from .model import PREFIXES, VisionLanguageModel, VLMConfig
 from .processor import Processor, PromptFormat, load_tokenizer
 from .recipe import add_rows
 from .vision import VisionConfig
-from .weights import empty_model, find_folder, load_weights, read_config, read_json, read_tensors
+from .weights import (NamedTensors, empty_model, find_folder, load_weights, read_config, read_json,
+                             read_tensors)
 
 # %% ../nbs/17_hub.ipynb #176b69b4
 def is_nanovlm(config: dict, # the content of a config.json
@@ -36,8 +35,8 @@ def nanovlm_version(config: dict, # the content of a nanoVLM config.json
     extra = config.get("vlm_extra_tokens") or {}
     if "global_image_token" in extra: return "main"
     if len(extra) > 1:
-        raise ValueError("this nanoVLM checkpoint has tile tokens and no token for the "
-                         "whole image: that format cannot be loaded")
+        raise ValueError("this nanoVLM checkpoint has tile tokens and no token for the whole image: "
+                         "that format cannot be loaded")
     return "v0.2" if "image_token" in extra else "v0.1"
 
 # %% ../nbs/17_hub.ipynb #ca07d3e3
@@ -56,15 +55,14 @@ NANOVLM_SIZES = { # our config: our name, name there
 def nanovlm_config(config: dict, # the content of a nanoVLM config.json
                    ) -> VLMConfig:
     "Translate the sizes into our names. Raises ValueError if one is missing, or our model lacks a switch."
-    needed = [name for names in NANOVLM_SIZES.values() for name in names.values()]
-    needed.append("mp_pixel_shuffle_factor")
-    missing = [name for name in needed if name not in config]
+    needed = {"mp_pixel_shuffle_factor"}.union(*(names.values() for names in NANOVLM_SIZES.values()))
+    missing = sorted(needed - config.keys())
     if missing:
         raise ValueError(f"the nanoVLM config lacks {missing}: it is not complete")
     for name, plain in dict(vit_cls_flag=False, lm_attn_scaling=1.0).items():
         if config.get(name, plain) != plain:
-            raise ValueError(f"the nanoVLM config has {name} = {config[name]!r}, the "
-                             f"model has {plain!r}: this checkpoint cannot be loaded")
+            raise ValueError(f"the nanoVLM config has {name} = {config[name]!r}, the model has "
+                             f"{plain!r}: this checkpoint cannot be loaded")
     vision, text = (cls(**{ours: config[theirs] for ours, theirs in names.items()})
                     for cls, names in NANOVLM_SIZES.items())
     rows, factor = text.vocab_size, config["mp_pixel_shuffle_factor"]
@@ -93,19 +91,16 @@ NANOVLM_NAMES = { # pattern of a name there: name here
     r"decoder\.head\.": "lm_head."}
 
 # %% ../nbs/17_hub.ipynb #a40b6c5d
-def nanovlm_tensors(named: Iterator[tuple[str, Tensor]], # from `read_tensors`
-                    config: VLMConfig,                   # of the model to be filled
-                    ) -> Iterator[tuple[str, Tensor]]:   # in our names
+def nanovlm_tensors(named: NamedTensors, # from `read_tensors`
+                    config: VLMConfig,   # of the model to be filled
+                    ) -> NamedTensors:   # in our names
     "Translate the tensors of a nanoVLM checkpoint."
     rows, tied = config.text_config.vocab_size, config.text_config.tie_word_embeddings
     new_row = config.image_token_id == rows - 1 # v0.1
     table = "text_model.embed_tokens.weight"
     for name, tensor in named:
         if name == "decoder.rotary_embd.inv_freq": continue # computed, not learnt
-        for pattern, ours in NANOVLM_NAMES.items():
-            if re.match(pattern, name):
-                name = re.sub(pattern, ours, name)
-                break
+        for pattern, ours in NANOVLM_NAMES.items(): name = re.sub(f"^{pattern}", ours, name)
         if name.endswith("position_embedding.weight"): tensor = tensor[0]
         if name == "lm_head.weight" and tied: name = table # which of the two is in the file is chance
         if name in ("lm_head.weight", table) and new_row: tensor = add_rows(tensor, rows)
@@ -138,9 +133,8 @@ def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
     tokenizer.add_special_tokens(new)
     found, expected = tokenizer.token_to_id(extra["image_token"]), sizes.image_token_id
     if found != expected:
-        raise ValueError(f"the tokenizer {source!r} has its image token at {found}, the "
-                         f"model at {expected}: give the tokenizer that the checkpoint "
-                         "was trained with")
+        raise ValueError(f"the tokenizer {source!r} has its image token at {found}, the model at "
+                         f"{expected}: give the tokenizer that the checkpoint was trained with")
     return Processor(
         tokenizer, sizes.image_seq_len, length, NANOVLM_FORMATS[version],
         image_size=config["vit_img_size"], image_mean=0.0, image_std=1.0, resample=2,
@@ -171,26 +165,13 @@ def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/na
 NO_DATA = "It was not stored with this checkpoint what it was trained on."
 NO_FIGURES = "No figures were stored with this checkpoint."
 
-def figures_table(metrics: dict, # what a run's metrics.json holds
-                  ) -> str:      # Markdown
-    "Lay out the figures of a run: accuracy, what scores without the right image, and kinds of questions."
-    def percent(x): return f"{100 * x:.2f} %"
-    interval = " – ".join(map(percent, metrics["interval"]))
-    name = "exact_match" if "exact_match" in metrics else "accuracy"
-    rows = {name.replace("_", " "): f"{percent(metrics[name])} (95 % interval {interval})"}
-    rows |= {label: percent(metrics[key]) for key, label in LABELS.items() if key in metrics}
-    kinds = metrics.get("by_type", {})
-    rows |= {f"of these, {kind}": percent(found["accuracy"]) for kind, found in kinds.items()}
-    head = f"{metrics['count']:,} questions, answered greedily:\n", "| | |", "|---|---|"
-    return "\n".join([*head, *(f"| {label} | {figure} |" for label, figure in rows.items())])
-
 def model_card(repo_id: str,       # "owner/name" on the hub
                config: VLMConfig,  # of the model
                metrics: dict=None, # what the run's metrics.json holds
                ) -> str:           # Markdown, with the hub's front matter
     "Write what the model is, how well it does and against what, and a standing warning."
     v, t, metrics = config.vision_config, config.text_config, metrics or {}
-    measured = figures_table(metrics) if metrics else NO_FIGURES
+    measured = f"```text\n{report(metrics)}\n```" if metrics else NO_FIGURES
     name, data = repo_id.split("/")[-1], metrics.get("data", NO_DATA)
     return f"""---
 library_name: transformers
@@ -241,8 +222,8 @@ def push_to_hub(folder: str | Path, # a checkpoint folder, for example "runs/dem
     from huggingface_hub import HfApi
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}: train first, or give a "
-                                "checkpoint folder")
+        raise FileNotFoundError(f"no folder {str(folder)!r}: train first, or give a checkpoint "
+                                "folder")
     if is_nanovlm(read_config(folder)):
         raise ValueError(f"{folder} is in the nanoVLM repository's format: load it and "
                          "save_pretrained it first, so that transformers can open it")

@@ -16,8 +16,8 @@ def upright_rgb(image, # PIL image of any mode
     Raises ValueError if its mode does not say which number is white."""
     from PIL import Image, ImageOps
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode!r} does not say which number is white: "
-                         "save it with 8 or 16 bits")
+        raise ValueError(f"mode {image.mode!r} does not say which number is white: save it with 8 or "
+                         "16 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"): # Pillow alone would clip it to white
         image = image.convert("I").point(lambda v: v / 256).convert("L")
@@ -48,5 +48,5 @@ def load_image(source, # a path, a URL (64 MiB at most), bytes, or a PIL image
         return upright_rgb(image)
     except (OSError, ValueError, SyntaxError, AttributeError, NotImplementedError,
             http.client.HTTPException, Image.DecompressionBombError) as e:
-        raise ValueError(f"cannot read image {name!r} ({e}): give a PNG, JPEG or WebP file "
-                         "that an image viewer opens") from None
+        raise ValueError(f"cannot read image {name!r} ({e}): give a PNG, JPEG or WebP file that an "
+                         "image viewer opens") from None

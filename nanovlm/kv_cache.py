@@ -44,8 +44,8 @@ class KVCache:
         start, end = self.length, self.length + k.shape[2]
         room = self.keys.shape[2]
         if end > room:
-            raise ValueError(f"the cache holds {room} positions, {end} were asked for: "
-                             "make it longer")
+            raise ValueError(f"the cache holds {room} positions, {end} were asked for: make it "
+                             "longer")
         self.keys[:, :, start:end] = k
         self.values[:, :, start:end] = v
         self.length = end

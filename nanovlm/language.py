@@ -34,30 +34,27 @@ class TextConfig:
         heads = self.num_attention_heads
         if self.head_dim is None:
             if self.hidden_size % heads:
-                raise ValueError(f"text: hidden_size {self.hidden_size} is not a "
-                                 f"multiple of num_attention_heads {heads}: change one "
-                                 "of them or give head_dim")
+                raise ValueError(f"text: hidden_size {self.hidden_size} is not a multiple of "
+                                 f"num_attention_heads {heads}: change one of them or give head_dim")
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if heads % self.num_key_value_heads:
             raise ValueError(f"text: num_attention_heads {heads} is not a multiple of "
-                             f"num_key_value_heads {self.num_key_value_heads}: change "
-                             "one of them")
+                             f"num_key_value_heads {self.num_key_value_heads}: change one of them")
         if self.head_dim % 2:
-            raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary "
-                             "embedding turns pairs: make it even")
+            raise ValueError(f"text: head_dim {self.head_dim} is odd, and rotary embedding turns "
+                             "pairs: make it even")
 
     @classmethod
     def from_dict(cls, config: dict) -> "TextConfig": # a Llama config.json, or the text_config of a VLM
         "Pick the sizes, in either spelling of the rotary base. Raises ValueError for another decoder."
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ValueError(f"rotary embedding of type {rope} is not supported: "
-                             "use a checkpoint with plain RoPE")
+            raise ValueError(f"rotary embedding of type {rope} is not supported: use a checkpoint "
+                             "with plain RoPE")
         for name, plain in dict(hidden_act="silu", attention_bias=False, mlp_bias=False).items():
             if config.get(name, plain) != plain:
-                raise ValueError(f"the text config has {name} = {config[name]!r}, the "
-                                 f"decoder has {plain!r}: use a Llama-style checkpoint "
-                                 "such as SmolLM2")
+                raise ValueError(f"the text config has {name} = {config[name]!r}, the decoder has "
+                                 f"{plain!r}: use a Llama-style checkpoint such as SmolLM2")
         left_out = dict(tie_word_embeddings=False, rope_theta=rope.get("rope_theta", 10_000.0), # Llama's defaults
                         rms_norm_eps=1e-6, max_position_embeddings=2048)
         return cls(**left_out | pick_fields(cls, config))
@@ -184,9 +181,8 @@ class LanguageModel(nn.Module):
         targets = F.pad(labels[:, 1:], (0, 1), value=-100) # position t predicts token t + 1
         labelled = targets != -100
         if not labelled.any():
-            raise ValueError("no labelled token in the batch, so nothing to learn: check "
-                             "the label mask, and that max_length leaves room for "
-                             "answers")
+            raise ValueError("no labelled token in the batch, so nothing to learn: check the label "
+                             "mask, and that max_length leaves room for answers")
         hidden = self.text_model(x, attention_mask, position_ids, cache, labelled)
         return F.cross_entropy(self.lm_head(hidden).float(), targets[labelled])
 

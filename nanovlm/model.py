@@ -28,12 +28,11 @@ class VLMConfig:
         v, r, vocabulary = self.vision_config, self.scale_factor, self.text_config.vocab_size
         if v.grid % r:
             raise ValueError(f"a grid of {v.grid} × {v.grid} patches ({v.image_size} / "
-                             f"{v.patch_size}) does not fold into {r} × {r} blocks: "
-                             f"choose scale_factor to divide {v.grid}")
+                             f"{v.patch_size}) does not fold into {r} × {r} blocks: choose "
+                             f"scale_factor to divide {v.grid}")
         if not 0 <= self.image_token_id < vocabulary:
-            raise ValueError(f"image_token_id {self.image_token_id} is outside the "
-                             f"vocabulary of {vocabulary}: raise vocab_size or choose "
-                             "another id")
+            raise ValueError(f"image_token_id {self.image_token_id} is outside the vocabulary of "
+                             f"{vocabulary}: raise vocab_size or choose another id")
 
     @property
     def image_seq_len(self) -> int: # tokens one image takes
@@ -63,14 +62,14 @@ class VLMConfig:
     def from_dict(cls, config: dict) -> "VLMConfig": # config.json of an Idefics3 or SmolVLM checkpoint
         "Pick the sizes of all parts. Raises ValueError if the file is another format's, or not complete."
         if config.get("model_type") not in ("idefics3", "smolvlm"):
-            raise ValueError(f"config.json has model_type {config.get('model_type')!r}, "
-                             "not 'idefics3' or 'smolvlm': nanovlm.load opens the other "
-                             "formats that are known")
+            raise ValueError(f"config.json has model_type {config.get('model_type')!r}, not "
+                             "'idefics3' or 'smolvlm': nanovlm.load opens the other formats that are "
+                             "known")
         parts = "vision_config", "text_config", "scale_factor", "image_token_id"
         missing = [name for name in parts if name not in config]
         if missing:
-            raise ValueError(f"config.json lacks {missing}: it is not a complete "
-                             "Idefics3 configuration")
+            raise ValueError(f"config.json lacks {missing}: it is not a complete Idefics3 "
+                             "configuration")
         vision, text, scale_factor, image_token_id = (config[name] for name in parts)
         text = text | dict(tie_word_embeddings=config.get("tie_word_embeddings", False)) # the outer one counts
         sizes = VisionConfig.from_dict(vision), TextConfig.from_dict(text)
@@ -78,16 +77,15 @@ class VLMConfig:
 
     def to_dict(self) -> dict: # the content of config.json
         "Write the sizes as transformers' Idefics3 configuration, readable by its versions 4 and 5."
-        vision, text = asdict(self.vision_config), asdict(self.text_config)
-        vision |= dict(model_type="idefics3_vision", hidden_act="gelu_pytorch_tanh",
-                       attention_dropout=0.0)
-        text |= dict(model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
-                     rope_parameters=dict(rope_type="default", rope_theta=text["rope_theta"]))
-        return dict(
+        config, text = asdict(self), self.text_config
+        config["vision_config"] |= dict(model_type="idefics3_vision", hidden_act="gelu_pytorch_tanh",
+                                        attention_dropout=0.0)
+        config["text_config"] |= dict(
+            model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
+            rope_parameters=dict(rope_type="default", rope_theta=text.rope_theta))
+        return config | dict(
             architectures=["Idefics3ForConditionalGeneration"], model_type="idefics3",
-            image_token_id=self.image_token_id, scale_factor=self.scale_factor,
-            tie_word_embeddings=self.text_config.tie_word_embeddings, pad_token_id=None,
-            vision_config=vision, text_config=text)
+            tie_word_embeddings=text.tie_word_embeddings, pad_token_id=None)
 
 # %% ../nbs/09_model.ipynb #25394d0f
 @torch.no_grad()
@@ -136,9 +134,9 @@ class VisionLanguageModel(LanguageModel):
         slots = input_ids == self.config.image_token_id
         count, length = images.shape[:2]
         if slots.sum() != count * length:
-            raise ValueError(f"{slots.sum()} image tokens in input_ids, but {count} "
-                             f"images × {length} = {count * length} image vectors: put "
-                             f"{length} image tokens in the prompt for every image")
+            raise ValueError(f"{slots.sum()} image tokens in input_ids, but {count} images × "
+                             f"{length} = {count * length} image vectors: put {length} image tokens "
+                             "in the prompt for every image")
         return x.masked_scatter(slots[..., None], images.to(x.dtype))
 
     def forward(self, input_ids: Tensor,     # (B, T), `image_token_id` where an image vector goes

@@ -20,8 +20,8 @@ def patchify(images: Tensor,   # (B, C, H, W) pixels
     B, C, H, W = images.shape
     P = patch_size
     if H % P or W % P:
-        raise ValueError(f"a {H} × {W} image cannot be cut into {P} × {P} patches: "
-                         f"resize it to multiples of {P}")
+        raise ValueError(f"a {H} × {W} image cannot be cut into {P} × {P} patches: resize it to "
+                         f"multiples of {P}")
     blocks = images.reshape(B, C, H // P, P, W // P, P)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P * (W // P), C * P * P)
 

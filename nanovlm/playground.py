@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from . import plots
+from .evaluation import with_answer
 from .images import load_image
-from .inside import attention_maps, over_image, with_answer
+from .inside import attention_maps, over_image
 from .model import VisionLanguageModel
 from .processor import Processor, stream_answer
 from .scenes import COLORS, SHAPES, draw_shape
@@ -91,8 +92,8 @@ def uploaded_image(value: tuple | dict, # of a FileUpload, in ipywidgets 8 or 7
     else: name, file = value[-1]["name"], value[-1]
     try: return load_image(bytes(file["content"]))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} is not an image that can be opened: "
-                         "upload a PNG, JPEG or WebP file") from error
+        raise ValueError(f"{name} is not an image that can be opened: upload a PNG, JPEG or WebP "
+                         "file") from error
 
 # %% ../nbs/18_playground.ipynb #eba51abe
 class DrawingBoard:

@@ -89,8 +89,8 @@ def shard_model(model: nn.Module,     # VisionLanguageModel, changed in place
                 ):
     "Slice weights, gradients, optimizer states (FSDP2, arXiv:2304.11277). Raises ValueError for one process."
     if processes.world == 1:
-        raise ValueError("shard divides a model among processes, and there is one: "
-                         "start several with torchrun, or leave it out")
+        raise ValueError("shard divides a model among processes, and there is one: start several "
+                         "with torchrun, or leave it out")
     from torch.distributed.device_mesh import init_device_mesh # here, because these imports take two seconds
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(processes.device.split(":")[0], (processes.world,))
@@ -148,13 +148,10 @@ def read_metadata(file: Path) -> dict: # a state -> what `save_state` was given
     "Read everything but the tensors. Raises ValueError if the file is no state, or of an earlier version."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(file, "pt") as state: header = state.metadata() or {}
-        if "more" not in header: return json.loads(header["metadata"])
+        with safe_open(file, "pt") as state: return json.loads((state.metadata() or {})["metadata"])
     except (SafetensorError, KeyError) as e:
-        raise ValueError(f"{file} is not a state of a run ({e}): "
-                         "delete it to go on from the one before") from None
-    raise ValueError(f"{file} was written by an earlier version of nanovlm, whose states have another form: "
-                     "end the run with that version, or choose another output_dir")
+        raise ValueError(f"{file} is not a state of a run, or one of another version of nanovlm ({e}): "
+                         "delete it to go on from the one before, or choose another output_dir") from None
 
 # %% ../nbs/reference/runs.ipynb #0de32272
 def load_state(file: Path,       # from `state_files`
@@ -191,8 +188,8 @@ def start_tracker(name: str,      # "trackio", "wandb" or "tensorboard"
     "Open a tracker. Raises ValueError if it is not installed."
     try: module = import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError as e:
-        raise ValueError(f"the tracker {name!r} is not installed ({e}): "
-                         f"pip install {name}, or leave it out") from None
+        raise ValueError(f"the tracker {name!r} is not installed ({e}): pip install {name}, or leave "
+                         "it out") from None
     if name != "tensorboard":
         return module.init(project="nanovlm", name=Path(folder or "run").name, config=settings).log
     writer = module.SummaryWriter(folder)

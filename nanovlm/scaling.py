@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GPUS', 'CUDA_OVERHEAD', 'matmul_rate', 'hollow_model', 'matrix_weights', 'training_work', 'SavedBytes', 'count_saved',
-           'kept_for_backward', 'LiveBytes', 'this_gpu', 'PlanSettings', 'count_parameters', 'lora_parameters',
-           'learnt_parameters', 'activations', 'passing', 'step_work', 'Plan', 'largest_batch', 'mfu_meter']
+           'kept_for_backward', 'LiveBytes', 'this_gpu', 'PlanSettings', 'lora_parameters', 'learnt_parameters',
+           'activations', 'passing', 'step_work', 'Plan', 'largest_batch', 'mfu_meter']
 
 # %% ../nbs/16_scaling.ipynb #ed92d457
 import re, time, weakref
@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .model import VisionLanguageModel, VLMConfig
-from .training import TrainConfig
+from .training import TrainConfig, wrong_values
+from .weights import count_parameters
 
 # %% ../nbs/16_scaling.ipynb #760f1577
 def matmul_rate(dtype: torch.dtype, # of both matrices
@@ -129,18 +130,14 @@ def count_saved(config: VLMConfig, # sizes
 # %% ../nbs/16_scaling.ipynb #f36a3405
 @lru_cache
 def kept_for_backward(config: VLMConfig, # sizes
-                      squares: int,      # image squares in the batch
-                      rows: int,         # of the batch
-                      tokens: int,       # per row, image tokens among them
-                      labelled: int,     # tokens per row that carry loss
-                      half: torch.dtype=None, # of matrix products, under autocast; None = float32
+                      *batch,            # squares, rows, tokens, labelled, half: as for `count_saved`
                       ) -> dict[str, int]: # part: bytes
     "Count what autograd keeps from forward to backward, of a model of any depth."
     v, t = config.vision_config, config.text_config
     def count(layers):
         shallow = replace(config, vision_config=replace(v, num_hidden_layers=layers),
                           text_config=replace(t, num_hidden_layers=layers))
-        return count_saved(shallow, squares, rows, tokens, labelled, half)
+        return count_saved(shallow, *batch)
     one, two = count(1), count(2)
     further = dict(vision=v.num_hidden_layers - 1, text=t.num_hidden_layers - 1)
     return {part: size + further.get(part, 0) * (two[part] - size) for part, size in one.items()}
@@ -193,25 +190,21 @@ class PlanSettings:
     mfu: float = 0.3           # share of the GPU's arithmetic that is reached; measure yours
     samples: int = 1_700_000   # to train on, of one square each
 
+    @property
+    def batch(self) -> tuple[int, int, int, int]: # image squares, rows, tokens per row, labelled tokens per row
+        return self.squares, self.rows, self.tokens, self.labelled
+
     def __post_init__(self):
-        for name, choices in dict(gpu=[*GPUS, "cpu"], optimizer=["adamw", "muon"]).items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
-        for name, least in dict(rows=1, tokens=1, labelled=1, samples=1, lora=0).items():
-            value = getattr(self, name)
-            if value < least: raise ValueError(f"{name} is {value}: it must be {least} or more")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu is {self.mfu}: it must be above 0 and at most 1")
+        at_least = {1: ("rows", "tokens", "labelled", "samples"), 0: ("lora",)}
+        choices = dict(gpu=(*GPUS, "cpu"), optimizer=("adamw", "muon"))
+        wrong = wrong_values(vars(self), at_least, choices)
+        if not 0 < self.mfu <= 1: wrong.append(f"mfu is {self.mfu}: it must be above 0 and at most 1")
         if self.cache_features and not self.freeze_vision:
-            raise ValueError("cache_features is for a frozen vision encoder: set freeze_vision, too")
+            wrong.append("cache_features is for a frozen vision encoder: set freeze_vision, too")
+        if wrong: raise ValueError("; ".join(wrong))
         if self.squares is None: self.squares = self.rows
 
 # %% ../nbs/16_scaling.ipynb #9fbf224f
-def count_parameters(part: nn.Module) -> int: # a model, or a part of one
-    "Count weights and biases."
-    return sum(p.numel() for p in part.parameters())
-
 def lora_parameters(plan: PlanSettings) -> int: # 0 without LoRA
     "Count what LoRA adds to the decoder: a matrix of (rows, rank) and one of (rank, columns) for each."
     layers = hollow_model(plan.config).text_model.layers
@@ -229,7 +222,7 @@ def learnt_parameters(plan: PlanSettings) -> int: # the connector's always among
 def activations(plan: PlanSettings) -> dict[str, float]: # part: bytes
     "Count what is kept from forward to backward, with the plan's switches."
     half = None if plan.gpu == "cpu" else torch.float16
-    kept = dict(kept_for_backward(plan.config, plan.squares, plan.rows, plan.tokens, plan.labelled, half))
+    kept = dict(kept_for_backward(plan.config, *plan.batch, half))
     if plan.freeze_vision: kept["vision"] = 0
     if plan.checkpointing:
         v, t = plan.config.vision_config, plan.config.text_config
@@ -254,8 +247,7 @@ def passing(plan: PlanSettings, # what a step is made of
 # %% ../nbs/16_scaling.ipynb #1240209b
 def step_work(plan: PlanSettings) -> float: # floating-point operations
     "Count the operations of a step, and those that checkpointing does twice."
-    work = training_work(plan.config, plan.squares, plan.rows, plan.tokens, plan.labelled,
-                         plan.freeze_vision, plan.cache_features, plan.lora > 0)
+    work = training_work(plan.config, *plan.batch, plan.freeze_vision, plan.cache_features, plan.lora > 0)
     again = 0
     if plan.checkpointing:
         again = work["text"] / (2 if plan.lora else 3)

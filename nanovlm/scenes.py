@@ -8,12 +8,11 @@ __all__ = ['COLORS', 'SHAPES', 'draw_shape', 'scene', 'scene_config', 'scene_mod
 # %% ../nbs/reference/scenes.ipynb #7f5b5983
 import random
 from pathlib import Path
-import torch
 from PIL import Image, ImageDraw
 from .hub import load
 from .language import TextConfig
 from .model import VisionLanguageModel, VLMConfig
-from .processor import Processor, train_tokenizer
+from .processor import Processor, tiny_model
 from .training import TrainConfig, train
 from .vision import VisionConfig
 
@@ -71,20 +70,12 @@ def scene_model(folder: str="runs/scenes", # a checkpoint here is loaded; otherw
                 seed: int=0,               # of its weights
                 ) -> tuple[VisionLanguageModel, Processor]:
     "Open a small model that answers questions about scenes, and its processor; train it if need be."
-    if Path(folder, "config.json").exists():
-        model, processor = load(folder)
-        return model.eval(), processor
-    rows = [scene(n)[0] for n in range(3000)]
-    config = scene_config()
-    turns = (turn for row in rows[:300] for turn in row["texts"])
-    words = (text for turn in turns for text in (turn["user"], " " + turn["assistant"]))
-    tokenizer = train_tokenizer(words, config.text_config.vocab_size)
-    processor = Processor.from_config(tokenizer, config)
-    torch.manual_seed(seed)
-    model = VisionLanguageModel(config)
-    settings = TrainConfig(output_dir="", steps=steps, batch_size=32, questions=4,
-                           seed=seed, progress=False)
-    train(model, processor, rows, settings)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return model.eval(), processor
+    if not Path(folder, "config.json").exists():
+        rows = [scene(n)[0] for n in range(3000)]
+        model, processor = tiny_model(rows[:300], seed, scene_config())
+        settings = TrainConfig(output_dir="", steps=steps, batch_size=32, questions=4, seed=seed,
+                               progress=False)
+        train(model, processor, rows, settings)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return load(folder)

