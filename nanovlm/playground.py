@@ -10,7 +10,6 @@ __all__ = ['LABEL', 'token_looks', 'as_png', 'as_wide_as_the_app', 'picture_box'
 import html, io, warnings
 from collections.abc import Callable
 import ipywidgets as widgets
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from . import plots
@@ -18,7 +17,7 @@ from .evaluation import with_answer
 from .images import load_image
 from .inside import attention_maps, over_image
 from .model import VisionLanguageModel
-from .processor import Processor, stream_answer
+from .processor import Processor, stream_answer, to_device
 from .scenes import COLORS, SHAPES, draw_shape
 from .vision import preprocess
 
@@ -31,10 +30,8 @@ def token_looks(model: VisionLanguageModel, # that gave the answer
                 ) -> tuple[list[str], Tensor]: # text of each token of the answer; (layers, tokens, h, w) weights, mean of the heads
     "Find where each token of an answer looked, in each layer."
     inputs, start = with_answer(processor, image, question, answer)
-    device = next(model.parameters()).device
-    moved = {name: t.to(device) for name, t in inputs.items()}
     ids = inputs["input_ids"][0]
-    maps = attention_maps(model, moved, slice(start - 1, -1)) # (layers, 1, nh, tokens, T)
+    maps = attention_maps(model, to_device(model, inputs), slice(start - 1, -1)) # (layers, 1, nh, tokens, T)
     maps = over_image(maps[:, 0].mean(1).cpu(), ids, processor, image)
     pieces = [processor.tokenizer.decode([i], skip_special_tokens=False) for i in ids[start:].tolist()]
     return [piece.strip() or "␣" for piece in pieces], maps
