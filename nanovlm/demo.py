@@ -76,7 +76,7 @@ seed {metrics["seed"]}; {metrics["count"]:,} test questions.</p>
 @dataclass
 class DemoConfig:
     "What the demo can vary."
-    output_dir: str = "runs/demo" # the checkpoint, metrics.json, loss.svg and index.html go here
+    output_dir: str = "runs/demo" # the checkpoint, metrics.json, figures and index.html go here
     seed: int = 0                 # of everything random
     steps: int = TrainConfig.steps # optimizer steps
 

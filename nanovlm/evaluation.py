@@ -209,7 +209,7 @@ def with_answer(processor: Processor, # the model's
                 answer: str,          # what is said
                 ) -> tuple[Batch, int]: # input_ids (1, T) and pixel_values; position of the answer's first token
     "Make the inputs of a conversation that has its answer already in it."
-    pixels, grids = processor.pixels(image if isinstance(image, list) else [image])
+    pixels, grids = processor.pixels(image)
     prompt = processor.prompt(question, grids)
     input_ids = torch.tensor([prompt + processor.answer(answer)])
     return dict(input_ids=input_ids, pixel_values=pixels), len(prompt)

@@ -136,7 +136,7 @@ def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
         raise ValueError(f"the tokenizer {source!r} has its image token at {found}, the model at "
                          f"{expected}: give the tokenizer that the checkpoint was trained with")
     return Processor(
-        tokenizer, sizes.image_seq_len, length, NANOVLM_FORMATS[version],
+        tokenizer, NANOVLM_FORMATS[version], sizes.image_seq_len, length,
         image_size=config["vit_img_size"], image_mean=0.0, image_std=1.0, resample=2,
         longest_edge=config["max_img_size"] if version == "main" else None,
         tiling="nanovlm-enlarged" if config.get("resize_to_max_side_len") else "nanovlm")

@@ -56,7 +56,8 @@ class TextConfig:
                 raise ValueError(f"the text config has {name} = {config[name]!r}, the decoder has "
                                  f"{plain!r}: use a Llama-style checkpoint such as SmolLM2")
         left_out = dict(tie_word_embeddings=False, rope_theta=rope.get("rope_theta", 10_000.0), # Llama's defaults
-                        rms_norm_eps=1e-6, max_position_embeddings=2048)
+                        rms_norm_eps=1e-6, max_position_embeddings=2048,
+                        num_key_value_heads=config.get("num_attention_heads", 9))
         return cls(**left_out | pick_fields(cls, config))
 
 # %% ../nbs/06_language.ipynb #25394d0f

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'Grid', 'WHOLE', 'TILINGS', 'Batch', 'IMAGE_SETTINGS', 'TOKENIZER_SETTINGS',
            'train_tokenizer', 'load_tokenizer', 'smolvlm_tokenizer', 'lay_grid', 'cut_tiles', 'nanovlm_tiles',
-           'PromptFormat', 'TextProcessor', 'Processor', 'check_pixel_settings', 'read_processor', 'write_processor',
-           'check_question', 'to_device', 'stream_answer', 'ask', 'tiny_model']
+           'PromptFormat', 'PromptTokenizer', 'TextProcessor', 'ImageProcessor', 'Processor', 'check_pixel_settings',
+           'read_processor', 'write_processor', 'check_question', 'to_device', 'stream_answer', 'ask', 'tiny_model']
 
 # %% ../nbs/10_processor.ipynb #7894cb1e
 import math, re
@@ -171,13 +171,11 @@ class PromptFormat:
             text += self.cut.format(tiles=tiles, whole=whole) if rows else whole
         return text
 
-# %% ../nbs/10_processor.ipynb #be64feee
+# %% ../nbs/10_processor.ipynb #fb565d6a
 @dataclass
-class TextProcessor:
-    "Turn questions and answers into tokens, with places for images."
-    tokenizer: Tokenizer       # with the special tokens of the format
-    image_seq_len: int = 49    # tokens an image square takes in the prompt
-    max_length: int = 8192     # the model's context, in tokens
+class PromptTokenizer:
+    "A tokenizer that tells the fixed words of a prompt from what users write."
+    tokenizer: Tokenizer                  # with the special tokens of the format
     format: PromptFormat = PromptFormat() # what stands around images, question and answer
 
     @property
@@ -215,6 +213,19 @@ class TextProcessor:
         if typed:
             raise ValueError(f"{typed[:3]} are ordinary tokens of this tokenizer, so that a user "
                              "could type them: add them as special tokens")
+
+    def decode(self, ids: Tensor,  # (T,) tokens
+               ) -> str:
+        "Return the text without special tokens and without the space that answers start with."
+        ids = [int(i) for i in ids]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+# %% ../nbs/10_processor.ipynb #be64feee
+@dataclass
+class TextProcessor(PromptTokenizer):
+    "Turn questions and answers into tokens, with places for images."
+    image_seq_len: int = 49 # tokens an image square takes in the prompt
+    max_length: int = 8192  # the model's context, in tokens
 
     def prefix(self, grids: list[Grid], # of the images that come before the text
                ) -> list[int]:      # tokens that all questions about them share
@@ -260,27 +271,16 @@ class TextProcessor:
                              "shorten the question or raise max_length")
         return turn, self.answer(answer)[:room]
 
-    def decode(self, ids: Tensor,  # (T,) tokens
-               ) -> str:
-        "Return the text without special tokens and without the space that answers start with."
-        ids = [int(i) for i in ids]
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-# %% ../nbs/10_processor.ipynb #2fbb2fd6
-Batch = dict[str, Tensor] # the model's inputs by name: input_ids, pixel_values; labels, attention_mask, position_ids
-
+# %% ../nbs/10_processor.ipynb #9879b5ae
 @dataclass
-class Processor(TextProcessor):
-    "Turn images and text into what the model reads, and what it writes into text."
+class ImageProcessor:
+    "Turn images from anywhere into the pixels that the model reads."
     image_size: int = 224        # side of the square the model sees, in pixels
     image_mean: float = 0.5      # pixels in [0, 1] have this subtracted …
     image_std: float = 0.5       # … and are divided by this
     resample: int = 3            # Pillow's number of the resizing filter; 3 = bicubic
     longest_edge: int = None     # cut images that were resized to this longer side; None = every image is one square
     tiling: str = "idefics3"     # how they are cut: a key of `TILINGS`
-
-    def __reduce__(self): # what other processes are sent
-        return Processor, tuple(getattr(self, f.name) for f in fields(self))
 
     @property
     def largest_grid(self) -> Grid: # of tiles that an image may be cut into
@@ -296,18 +296,29 @@ class Processor(TextProcessor):
         cut = TILINGS[self.tiling]
         return cut(image, self.image_size, self.longest_edge, self.resample)
 
-    def pixels(self, images: list, # as for `squares`; may be empty
+    def pixels(self, images, # as for `squares`, or a list of these, or None
                ) -> tuple[Tensor, list[Grid]]: # (squares, 3, H, W), and each image's grid
         "Prepare the pixels of some images."
+        if images is None: images = []
+        if not isinstance(images, list): images = [images]
         cut = [self.squares(image) for image in images]
         settings = self.image_size, self.image_mean, self.image_std, self.resample
         squares = [preprocess(square, *settings) for parts, _ in cut for square in parts]
         nothing = torch.zeros(0, 3, self.image_size, self.image_size)
         return torch.stack(squares) if squares else nothing, [grid for _, grid in cut]
 
-    def __call__(self, images: list,  # PIL images, paths or URLs; may be empty
-                 question: str,       # asked about all of them
-                 ) -> Batch: # input_ids (1, T) and pixel_values (squares, 3, H, W)
+# %% ../nbs/10_processor.ipynb #2fbb2fd6
+Batch = dict[str, Tensor] # the model's inputs by name: input_ids, pixel_values; labels, attention_mask, position_ids
+
+@dataclass
+class Processor(ImageProcessor, TextProcessor):
+    "Turn images and text into what the model reads, and what it writes into text."
+    def __reduce__(self): # what other processes are sent
+        return Processor, tuple(getattr(self, f.name) for f in fields(self))
+
+    def __call__(self, images,  # PIL image, path or URL, a list of these, or None
+                 question: str, # asked about all of them
+                 ) -> Batch:    # input_ids (1, T) and pixel_values (squares, 3, H, W)
         "Make one prompt, ready for `generate`. Raises ValueError if it is longer than the model's context."
         pixels, grids = self.pixels(images)
         ids = self.prompt(question, grids)
@@ -316,7 +327,7 @@ class Processor(TextProcessor):
                              f"{self.max_length}: shorten the question (it starts {question[:40]!r}) "
                              "or give fewer images")
         batch = {"input_ids": torch.tensor([ids])}
-        return batch | {"pixel_values": pixels} if images else batch
+        return batch | {"pixel_values": pixels} if grids else batch
 
     @classmethod
     def from_config(cls, tokenizer: Tokenizer, # with the special tokens
@@ -327,8 +338,8 @@ class Processor(TextProcessor):
         if found != config.image_token_id:
             raise ValueError(f"the tokenizer has its image token at {found}, the model at "
                              f"{config.image_token_id}: give the tokenizer of the model's decoder")
-        length, side = config.text_config.max_position_embeddings, config.vision_config.image_size
-        return cls(tokenizer, config.image_seq_len, length, image_size=side)
+        return cls(tokenizer, image_seq_len=config.image_seq_len, image_size=config.vision_config.image_size,
+                   max_length=config.text_config.max_position_embeddings)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, # a folder, or a hub name
@@ -360,6 +371,7 @@ def check_pixel_settings(image: dict,  # the image processor's settings
         raise ValueError(f"{folder} does not normalise pixels of 0 to 255 in the usual way, as this "
                          "processor always does")
 
+# %% ../nbs/10_processor.ipynb #b0fbcc69
 def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
                    ) -> dict:    # the arguments of `Processor`
     "Read a processor's files. Raises FileNotFoundError or ValueError for what is missing or unusable."
@@ -457,9 +469,7 @@ def stream_answer(model: VisionLanguageModel, # asked
                   ) -> Iterator[str]: # the answer so far, again and again
     "Answer piece by piece. Raises ValueError as `check_question` does, or if no room is left for an answer."
     check_question(question)
-    if image is None: images = []
-    else: images = image if isinstance(image, list) else [image]
-    batch = to_device(model, processor(images, question))
+    batch = to_device(model, processor(image, question))
     length = batch["input_ids"].shape[1]
     room = min(max_new_tokens, processor.max_length - length)
     if room < 1:

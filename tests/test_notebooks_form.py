@@ -1,5 +1,5 @@
 "Notebooks and pages keep one form: badges, links, words for figures, documented symbols, clean outputs."
-import ast, json, re
+import ast, importlib, json, re
 from collections import Counter
 import pytest
 from conftest import CHAPTERS, NOTEBOOKS, READ, REPO, SETTINGS as S, code_cells
@@ -92,6 +92,19 @@ def test_exported_symbols_are_used():
     words = Counter(re.findall(r"\w+", "\n".join(text for path in NOTEBOOKS for text in code_cells(path))))
     for path, _, node in exported_symbols():
         assert words[node.name] > 1, f"{path.stem}: {node.name} is used nowhere"
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_names_what_it_exports(path):
+    "All of it, or, where helpers stay unnamed, at least what other notebooks import."
+    line = re.search(r"\*Exports:\*(.*)\(module `nanovlm\.(\w+)`\)", prose(path))
+    named, module = {*re.findall(r"`(\w+)`", line[1])}, line[2]
+    exported = {*importlib.import_module(f"nanovlm.{module}").__all__}
+    assert named <= exported, f"not exported: {named - exported}"
+    imports = re.findall(rf"from nanovlm\.{module} import (\([^)]*\)|.*)",
+                         "\n".join(text for other in READ for text in code_cells(other)))
+    used = {word for names in imports for word in re.findall(r"\w+", names)}
+    needed = exported & used if re.search("helpers|what", line[1]) else exported
+    assert needed <= named, f"exported and not named: {needed - named}"
 
 def test_exported_symbols_are_documented():
     "A docstring, and a comment on the line of every parameter and field."

@@ -14,7 +14,8 @@ def tiling(processor, tmp_path):
     "Our processor with tiles of 64 pixels, and transformers' from the folder that it saved."
     tokenizer, names = processor.tokenizer, [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
-    ours = Processor(tokenizer, 16, max_length=4096, image_size=64, resample=1, longest_edge=256)
+    ours = Processor(tokenizer, image_seq_len=16, max_length=4096, image_size=64, resample=1,
+                     longest_edge=256)
     ours.save_pretrained(tmp_path)
     return ours, AutoProcessor.from_pretrained(tmp_path), tmp_path
 
