@@ -221,9 +221,6 @@ def push_to_hub(folder: str | Path, # a checkpoint folder, for example "runs/dem
     Raises FileNotFoundError or ValueError if the folder does not load, before anything is made on the hub."""
     from huggingface_hub import HfApi
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}: train first, or give a checkpoint "
-                                "folder")
     if is_nanovlm(read_config(folder)):
         raise ValueError(f"{folder} is in the nanoVLM repository's format: load it and "
                          "save_pretrained it first, so that transformers can open it")
