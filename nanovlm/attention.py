@@ -14,7 +14,7 @@ def attention_weights(q: Tensor,         # (…, T, hd) queries
                       k: Tensor,         # (…, S, hd) keys
                       mask: Tensor=None, # boolean, broadcasts to (…, T, S), True = may look
                       ) -> Tensor:       # (…, T, S), every row sums to 1
-    "How much each query looks at each key: the softmax of scaled dot products (arXiv:1706.03762, eq. 1)."
+    "Compute how much each query looks at each key: scaled dot products, softmax (arXiv:1706.03762, eq. 1)."
     scores = q @ k.mT / q.shape[-1] ** 0.5
     if mask is not None: scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1)

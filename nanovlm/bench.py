@@ -157,7 +157,8 @@ def reset_peak():
     "Let Linux forget the most memory this process has held."
     with open("/proc/self/clear_refs", "w") as f: f.write("5")
 
-def memory(field: str) -> float: # "VmRSS" = now, "VmHWM" = at the most
+def memory(field: str, # "VmRSS" = now, "VmHWM" = at the most
+           ) -> float:
     "Read the memory of this process in megabytes, as Linux counts it."
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) / 1024 for line in f if line.startswith(field))
@@ -187,7 +188,8 @@ def load_once(who: str,    # "safetensors", "ours", "ours in bf16", "transformer
     return [seconds, memory("VmHWM") - before]
 
 # %% ../nbs/reference/bench.ipynb #9946a3a7
-def loading(quick: bool) -> list[str]: # as for `full_size` -> lines to print
+def loading(quick: bool,    # as for `full_size`
+            ) -> list[str]: # lines to print
     "Measure how long a checkpoint takes to load, and how much memory beyond its own size."
     lines = []
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +207,9 @@ def training_speed(ours, theirs, # from `twins`
                    slower: float=1.0, # products in bfloat16 take so many times as long as in float32
                    ) -> list[str]: # lines to print
     "Time forward and backward of four rows, in float32 and, if the processor can, in bf16 autocast."
-    lines, models, batch = [], (ours, theirs), training_batch(ours.config, 4)
+    lines = []
+    models = (ours, theirs)
+    batch = training_batch(ours.config, 4)
     for name, precision in dict(float32=torch.float32, bf16=torch.bfloat16).items():
         if name == "bf16" and slower > 10:
             lines.append("the same in bf16 autocast is not measured: products in bfloat16 are "
@@ -305,7 +309,7 @@ Spot the diff            8566      9524     221477  0.57
 WebSight               500000    500000  276743299  0.28
 DaTikz                  47974     48296   59556252  0.03
 """
-CAULDRON = {} # subset: images, questions, tokens of all answers, percent
+CAULDRON = {} # subset: images, questions, tokens of all answers, percent of the answer tokens in the mixture
 for line in CAULDRON_TABLE.strip().splitlines():
     subset, images, questions, tokens, percent = line.rsplit(maxsplit=4)
     CAULDRON[subset] = int(images), int(questions), int(tokens), float(percent)
@@ -401,7 +405,8 @@ def answer_speed(ours, theirs,         # from `twins`
                  rounds: int,          # timed calls of each
                  ) -> dict:            # tokens, same (both say the same), decoding and whole (tokens/s, ours and transformers')
     "Time greedy answers of both models."
-    batch, models = training_batch(ours.config, batch_size, length=70), (ours, theirs)
+    batch = training_batch(ours.config, batch_size, length=70)
+    models = (ours, theirs)
     del batch["labels"]
     ends = ends_at(answer(ours, batch, steps), lengths) if lengths else []
     mine, other = [answer(model, batch, steps, ends or None) for model in models]

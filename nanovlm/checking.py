@@ -15,7 +15,7 @@ import torch
 def is_same(yours, right, # tensors, numbers, strings, or lists and tuples of them
             tolerance: float, # largest difference allowed between two numbers
             ) -> bool:
-    "True for answers of one shape with each number within the tolerance."
+    "Tell whether two answers have one shape, and each number lies within the tolerance."
     if isinstance(right, str) or right is None or isinstance(yours, str) or yours is None:
         return type(yours) is type(right) and yours == right
     try: yours, right = (torch.as_tensor(value, dtype=torch.float64) for value in (yours, right))

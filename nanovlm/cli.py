@@ -151,7 +151,7 @@ def one_line(box: str, # what tyro prints
              ) -> str:
     "Turn tyro's boxed complaint into a single line, without its title and frame."
     lines = [line.strip("│╭╮╰╯─|+ ") for line in box.splitlines()[1:] if line.strip(" -")]
-    text = re.sub(r"Error parsing \S*\.config: ", "", " ".join(filter(None, lines)))
+    text = re.sub(r"Error parsing \S+: ", "", " ".join(filter(None, lines)))
     return re.sub(r"\.? For full helptext, \w+", "; see", text)
 
 def main(args: list[str]=None): # by default the words after the program's name

@@ -80,10 +80,13 @@ class DemoConfig:
     seed: int = 0                 # of everything random
     steps: int = TrainConfig.steps # optimizer steps
 
-def demo(config: DemoConfig=None) -> dict: # the metrics
+def demo(config: DemoConfig=None, # the default is `DemoConfig()`
+         ) -> dict:               # the metrics
     "Train the tiny model on easy-VQA from scratch, answer all official test questions once, and report."
     config = config or DemoConfig()
-    folder, rows, test_rows = Path(config.output_dir), easy_vqa("train"), easy_vqa("test")
+    folder = Path(config.output_dir)
+    rows = easy_vqa("train")
+    test_rows = easy_vqa("test")
     train_rows, valid_rows = split_rows(rows)
     model, processor = tiny_model(train_rows, config.seed)
     parameters = count_parameters(model)

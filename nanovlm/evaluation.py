@@ -18,12 +18,14 @@ from .model import VisionLanguageModel
 from .processor import Batch, Processor, to_device
 
 # %% ../nbs/13_evaluation.ipynb #a4087a88
-def normalise(text: str) -> str: # an answer, of the model or of the data
+def normalise(text: str, # an answer, of the model or of the data
+              ) -> str:
     "Return what exact match compares: lower case, single spaces, no full stop at the end."
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 # %% ../nbs/13_evaluation.ipynb #044b8e6c
-def is_right(prediction: dict) -> bool: # with prediction and answer, as from `predict`
+def is_right(prediction: dict, # with prediction and answer, as from `predict`
+             ) -> bool:
     "Compare by exact match."
     return normalise(prediction["prediction"]) == normalise(prediction["answer"])
 
@@ -117,13 +119,13 @@ def text_baselines(train_rows, # rows the model learnt from
     "Score what needs no image: the commonest answer of all, and the commonest answer to the same words."
     def pairs(rows): return [(t["user"], normalise(t["assistant"])) for r in rows for t in r["texts"]]
     learnt, asked = pairs(train_rows), pairs(rows)
-    overall = Counter(answer for _, answer in learnt)
-    by_question = defaultdict(Counter)
-    for question, answer in learnt: by_question[question][answer] += 1
-    def share(counts_of): # (question) -> Counter, whose commonest answer is given
-        return sum(counts_of(q).most_common(1)[0][0] == answer for q, answer in asked) / len(asked)
-    return dict(majority=share(lambda q: overall),
-                question_only=share(lambda q: by_question.get(q, overall)))
+    counts = defaultdict(Counter) # of answers to each question
+    for question, answer in learnt: counts[question][answer] += 1
+    best = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+    majority = Counter(answer for _, answer in learnt).most_common(1)[0][0]
+    def share(guess): # (question) -> answer
+        return sum(guess(question) == answer for question, answer in asked) / len(asked)
+    return dict(majority=share(lambda q: majority), question_only=share(lambda q: best.get(q, majority)))
 
 # %% ../nbs/13_evaluation.ipynb #8f37c29a
 BLINDFOLDS = dict(blind_exact_match="blank", other_image_exact_match="other") # metric: what the model is shown
@@ -153,11 +155,12 @@ LABELS = dict( # metric: what people call it
     question_only="best answer to the same words in training", majority="commonest answer in training",
     chance="guessing")
 
-def report(metrics: dict) -> str: # from `evaluate` or `evaluate_choices`
+def report(metrics: dict, # from `evaluate` or `evaluate_choices`
+           ) -> str:
     "Lay out the figures as lines of text."
     name = "exact_match" if "exact_match" in metrics else "accuracy"
     scores = {name.replace("_", " "): metrics | dict(accuracy=metrics[name])}
-    scores |= {f"  {kind}": found for kind, found in sorted(metrics["by_type"].items())}
+    scores |= {f"  {kind}": found for kind, found in sorted(metrics.get("by_type", {}).items())}
     width = max(map(len, scores))
     lines = []
     for label, found in scores.items():
@@ -278,7 +281,9 @@ def read_choice(row: dict, # of MMStar or ScienceQA, or of a data set like eithe
 def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a folder of Parquet files in the same form
                  split: str="val", # which part of it
                  ) -> list[dict]:  # from `read_choice`
-    "Load a multiple-choice benchmark. Raises FileNotFoundError for a folder without Parquet files."
+    """Load a multiple-choice benchmark.
+
+    Raises FileNotFoundError for a folder without Parquet files, ValueError as `read_choice` does."""
     from datasets import Image, load_dataset
     if Path(name).is_dir():
         files = sorted(map(str, Path(name).rglob("*.parquet")))

@@ -41,7 +41,10 @@ def sample(logits: Tensor,           # (B, V)
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 # %% ../nbs/07_generation.ipynb #2ec1dd09
-def check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask=None): # as for `stream`
+def check_request(model, input_ids,           # all as for `stream`
+                  max_new_tokens,             # tokens wanted
+                  temperature, top_k, top_p,  # settings of `sample`
+                  attention_mask=None):       # of the prompt
     "Raises ValueError if a request cannot be met, with the numbers and how to fix it."
     B, T = input_ids.shape
     total = T + max_new_tokens
@@ -73,7 +76,9 @@ def stream(model,                              # a LanguageModel or VisionLangua
            eos_token_id: int | list[int]=None, # token(s) that end a row
            seed: int=None,                     # makes sampling repeatable
            ) -> Iterator[Tensor]:              # (B,) next tokens; an ended row repeats its end token
-    "Yield one token per row at a time. An ended row leaves the batch; the loop stops when all have ended."
+    """Yield one token per row at a time. An ended row leaves the batch; the loop stops when all have ended.
+
+    Raises ValueError where `check_request` does."""
     check_request(model, input_ids, max_new_tokens, temperature, top_k, top_p, attention_mask)
     B, T = input_ids.shape
     device = input_ids.device
@@ -100,10 +105,17 @@ def stream(model,                              # a LanguageModel or VisionLangua
         images = {}                       # by now they are in the cache
 
 # %% ../nbs/07_generation.ipynb #2fbb2fd6
-def generate(model,             # a LanguageModel or VisionLanguageModel
-             input_ids: Tensor, # (B, T) prompts, padded on the left
-             *args, **kwargs,   # pixel_values, attention_mask, max_new_tokens, …: the rest as for `stream`
-             ) -> Tensor:       # (B, ≤ max_new_tokens) new tokens only
-    "Collect all tokens of `stream`."
-    steps = list(stream(model, input_ids, *args, **kwargs))
+def generate(model,                              # a LanguageModel or VisionLanguageModel
+             input_ids: Tensor,                  # (B, T) prompts, padded on the left
+             pixel_values: Tensor=None,          # (images, 3, H, W), in reading order
+             attention_mask: Tensor=None,        # (B, T), 1 = real, 0 = padding
+             max_new_tokens: int=64,             # stop here at the latest
+             temperature: float=0.0,             # as for `sample`: 0 = greedy
+             top_k: int=0,                       # as for `filter_logits`: 0 = all tokens
+             top_p: float=1.0,                   # as for `filter_logits`: 1 = all tokens
+             eos_token_id: int | list[int]=None, # token(s) that end a row
+             seed: int=None,                     # makes sampling repeatable
+             ) -> Tensor:                        # (B, ≤ max_new_tokens) new tokens only
+    "Collect all tokens of `stream`. Raises ValueError where it does."
+    steps = list(stream(**locals())) # with the same arguments
     return torch.stack(steps, 1) if steps else input_ids[:, :0]

@@ -65,7 +65,8 @@ def nanovlm_config(config: dict, # the content of a nanoVLM config.json
                              f"{plain!r}: this checkpoint cannot be loaded")
     vision, text = (cls(**{ours: config[theirs] for ours, theirs in names.items()})
                     for cls, names in NANOVLM_SIZES.items())
-    rows, factor = text.vocab_size, config["mp_pixel_shuffle_factor"]
+    rows = text.vocab_size
+    factor = config["mp_pixel_shuffle_factor"]
     if nanovlm_version(config) == "v0.1": # a new last row
         return VLMConfig(vision, replace(text, vocab_size=rows + 1), factor, rows)
     return VLMConfig(vision, text, factor, rows - len(config["vlm_extra_tokens"]))
@@ -95,7 +96,8 @@ def nanovlm_tensors(named: NamedTensors, # from `read_tensors`
                     config: VLMConfig,   # of the model to be filled
                     ) -> NamedTensors:   # in our names
     "Translate the tensors of a nanoVLM checkpoint."
-    rows, tied = config.text_config.vocab_size, config.text_config.tie_word_embeddings
+    rows = config.text_config.vocab_size
+    tied = config.text_config.tie_word_embeddings
     new_row = config.image_token_id == rows - 1 # v0.1
     table = "text_model.embed_tokens.weight"
     for name, tensor in named:
@@ -125,8 +127,9 @@ NANOVLM_FORMATS["main"] = replace(
 def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
                       ) -> Processor:
     "Make the processor of a nanoVLM checkpoint. Raises ValueError if the tokenizer has another size."
-    version, sizes = nanovlm_version(config), nanovlm_config(config)
-    source, length = config["lm_tokenizer"], config["lm_max_position_embeddings"]
+    version = nanovlm_version(config)
+    sizes = nanovlm_config(config)
+    source = config["lm_tokenizer"]
     extra = config.get("vlm_extra_tokens") or {"image_token": "<image>"}
     tokenizer = load_tokenizer(source)
     new = [AddedToken(token, special=True, normalized=False) for token in extra.values()]
@@ -136,7 +139,7 @@ def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
         raise ValueError(f"the tokenizer {source!r} has its image token at {found}, the model at "
                          f"{expected}: give the tokenizer that the checkpoint was trained with")
     return Processor(
-        tokenizer, NANOVLM_FORMATS[version], sizes.image_seq_len, length,
+        tokenizer, NANOVLM_FORMATS[version], sizes.image_seq_len, config["lm_max_position_embeddings"],
         image_size=config["vit_img_size"], image_mean=0.0, image_std=1.0, resample=2,
         longest_edge=config["max_img_size"] if version == "main" else None,
         tiling="nanovlm-enlarged" if config.get("resize_to_max_side_len") else "nanovlm")
@@ -152,7 +155,8 @@ def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/na
     Raises FileNotFoundError or ValueError, with the name of what is missing or does not fit."""
     if name_or_folder == "tiny": folder = Path(files("nanovlm")) / "tiny"
     else: folder = find_folder(name_or_folder, revision)
-    options, config = dict(dtype=dtype, device=device), read_config(folder)
+    options = dict(dtype=dtype, device=device)
+    config = read_config(folder)
     if not is_nanovlm(config):
         model = VisionLanguageModel.from_pretrained(folder, **options)
         return model, Processor.from_pretrained(folder)
@@ -170,15 +174,16 @@ def model_card(repo_id: str,       # "owner/name" on the hub
                metrics: dict=None, # what the run's metrics.json holds
                ) -> str:           # Markdown, with the hub's front matter
     "Write what the model is, how well it does and against what, and a standing warning."
-    v, t, metrics = config.vision_config, config.text_config, metrics or {}
-    measured = f"```text\n{report(metrics)}\n```" if metrics else NO_FIGURES
-    name, data = repo_id.split("/")[-1], metrics.get("data", NO_DATA)
+    v = config.vision_config
+    t = config.text_config
+    metrics = metrics or {}
+    measured = f"```text\n{report(metrics)}\n```" if "interval" in metrics else NO_FIGURES
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
 tags: [nanovlm]
 ---
-# {name}
+# {repo_id.split("/")[-1]}
 
 A vision-language model: a SigLIP encoder ({v.num_hidden_layers} layers,
 {v.image_size} × {v.image_size} pixels), pixel shuffle by {config.scale_factor}, and a Llama decoder
@@ -187,7 +192,7 @@ Trained with [nanovlm](https://github.com/nanovlm/nanovlm), and stored as an Ide
 
 ## Data
 
-{data}
+{metrics.get("data", NO_DATA)}
 
 ## Figures
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hook_inputs', 'attention_maps', 'over_image', 'cover', 'occlusion', 'without_heads', 'without_layer', 'without_image',
-           'lens', 'mean_ranks', 'rank_correlation']
+           'lens']
 
 # %% ../nbs/15_inside.ipynb #4d64ccad
 import contextlib, math
@@ -166,16 +166,3 @@ def lens(model: VisionLanguageModel, # looked into
         readings.append(logits.float().log_softmax(-1))
     with hook_inputs([*model.text_model.layers, norm], read): model(**inputs)
     return torch.stack(readings)
-
-# %% ../nbs/15_inside.ipynb #1c3e1c96
-def mean_ranks(x: Tensor, # of any shape
-               ) -> Tensor: # (n,) float64: 1 for the smallest; equal values share the mean of their ranks
-    "Give each value its place in the order."
-    values, index, count = x.flatten().unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count - 1) / 2)[index].double()
-
-def rank_correlation(a: Tensor, # of any shape
-                     b: Tensor, # of the same size
-                     ) -> float: # 1 = the same order, 0 = none in common, -1 = reversed
-    "Compute Spearman's correlation of two maps: Pearson's, of their ranks."
-    return torch.corrcoef(torch.stack([mean_ranks(a), mean_ranks(b)]))[0, 1].item()

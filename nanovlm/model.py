@@ -25,7 +25,9 @@ class VLMConfig:
     image_token_id: int = 49190    # the token whose place an image vector takes
 
     def __post_init__(self):
-        v, r, vocabulary = self.vision_config, self.scale_factor, self.text_config.vocab_size
+        v = self.vision_config
+        r = self.scale_factor
+        vocabulary = self.text_config.vocab_size
         if v.grid % r:
             raise ValueError(f"a grid of {v.grid} × {v.grid} patches ({v.image_size} / "
                              f"{v.patch_size}) does not fold into {r} × {r} blocks: choose "
@@ -77,7 +79,8 @@ class VLMConfig:
 
     def to_dict(self) -> dict: # the content of config.json
         "Write the sizes as transformers' Idefics3 configuration, readable by its versions 4 and 5."
-        config, text = asdict(self), self.text_config
+        config = asdict(self)
+        text = self.text_config
         config["vision_config"] |= dict(model_type="idefics3_vision", hidden_act="gelu_pytorch_tanh",
                                         attention_dropout=0.0)
         config["text_config"] |= dict(

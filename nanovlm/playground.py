@@ -37,7 +37,8 @@ def token_looks(model: VisionLanguageModel, # that gave the answer
     return [piece.strip() or "␣" for piece in pieces], maps
 
 # %% ../nbs/18_playground.ipynb #80903b90
-def as_png(picture) -> bytes: # PIL image, or matplotlib figure
+def as_png(picture, # PIL image, or matplotlib figure
+           ) -> bytes:
     "Write a picture in the form that a browser takes."
     data = io.BytesIO()
     if isinstance(picture, Image.Image): picture.save(data, "png")
@@ -45,7 +46,8 @@ def as_png(picture) -> bytes: # PIL image, or matplotlib figure
     return data.getvalue()
 
 # %% ../nbs/18_playground.ipynb #d3cacde3
-def as_wide_as_the_app(image: Image.Image) -> Image.Image: # 320 pixels wide
+def as_wide_as_the_app(image: Image.Image, # of any size
+                       ) -> Image.Image:   # 320 pixels wide
     "Resize an image to the app's width; pixels that are enlarged stay squares."
     enlarged = image.width < 320
     filter = Image.Resampling.NEAREST if enlarged else Image.Resampling.BICUBIC
@@ -208,7 +210,7 @@ class QuestionForm:
             self.question.on_submit(callback)
 
     def sampling(self) -> dict: # for `stream_answer`
-        "What the sliders say."
+        "Read the sliders."
         return dict(temperature=self.temperature.value, top_p=self.top_p.value)
 
 # %% ../nbs/18_playground.ipynb #991734d7
@@ -242,7 +244,8 @@ class Playground:
     def ask(self):
         "Stream the answer, then show where each of its tokens looked."
         self.show(self.image)
-        question, text = self.form.question.value, ""
+        question = self.form.question.value
+        text = ""
         sampling = self.form.sampling()
         for text in stream_answer(self.model, self.processor, self.image, question, **sampling):
             shown = html.escape(text) or "(nothing)"

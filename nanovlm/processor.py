@@ -120,7 +120,9 @@ def nanovlm_tiles(image,              # PIL image in RGB
                   resample: int=2,    # filter for the whole image; 2 = bilinear. Tiles are bicubic
                   enlarge: bool=False, # always resize to it; otherwise smaller images only grow to whole squares
                   ) -> tuple[list, Grid]: # squares: the whole image, then the tiles; and the grid
-    "Cut an image into squares, as the nanoVLM repository does; one that fits into one is left `WHOLE`."
+    """Cut an image into squares, as the nanoVLM repository does; one that fits into one is left `WHOLE`.
+
+    Raises ValueError if longest_edge is not a multiple of the side."""
     if longest_edge < side or longest_edge % side:
         raise ValueError(f"longest_edge {longest_edge} is not a multiple of the squares' side "
                          f"{side}: choose one that is")
@@ -159,7 +161,8 @@ class PromptFormat:
                image_seq_len: int, # tokens a square takes
                ) -> str:
         "Write the text that stands for images, with as many image tokens as the model has vectors."
-        square, text = self.image * image_seq_len, ""
+        square = self.image * image_seq_len
+        text = ""
         whole = self.whole.format(square=square)
         for n, (rows, columns) in enumerate(grids):
             if len(grids) > 1: text += self.number.format(n=n)
@@ -199,7 +202,7 @@ class PromptTokenizer:
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def check_tokens(self):
-        "Raise ValueError if the tokenizer lacks a special token of the format, or has it as an ordinary one."
+        "Raises ValueError if a special token of the format is missing, or an ordinary token."
         f = self.format
         fixed = f.before_images + f.images([self.largest_grid], 1) + f.before_answer
         names = sorted({f.pad, f.end, f.image, *re.findall(r"<[^<> ]+>", fixed)})
@@ -356,7 +359,7 @@ class Processor(ImageProcessor, TextProcessor):
 def check_pixel_settings(image: dict,  # the image processor's settings
                          folder: Path, # where they are from, for messages
                          ):
-    "Raise ValueError if settings are missing, or ask for something that `preprocess` does not do."
+    "Raises ValueError if settings are missing, or ask for something that `preprocess` does not do."
     needed = "image_mean image_std resample size max_image_size do_image_splitting".split()
     missing = [name for name in needed if image.get(name) is None]
     if missing:
@@ -386,8 +389,10 @@ def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
     check_pixel_settings(image, folder)
     if "image_seq_len" not in more:
         raise ValueError(f"{folder}/processor_config.json lacks image_seq_len: add it")
-    tokenizer, sizes = load_tokenizer(folder), config.get("text_config", {})
-    count, rows = tokenizer.get_vocab_size(), sizes.get("vocab_size", 10**9)
+    tokenizer = load_tokenizer(folder)
+    sizes = config.get("text_config", {})
+    count = tokenizer.get_vocab_size()
+    rows = sizes.get("vocab_size", 10**9)
     if count > rows:
         raise ValueError(f"{folder}: the tokenizer has {count:,} tokens, the model {rows:,}: they "
                          "are of two checkpoints")
@@ -416,7 +421,8 @@ def write_processor(processor: Processor, # to be saved
                     folder: Path,         # made if it does not exist
                     ):
     "Write the files that `read_processor` and, for SmolVLM's format, transformers' Idefics3Processor read."
-    p, f = processor, processor.format
+    p = processor
+    f = processor.format
     own = f != PromptFormat() # transformers knows no other format than SmolVLM's
     special = dict(image_token=f.image, fake_image_token="<fake_token_around_image>",
                    global_image_token="<global-img>", end_of_utterance_token=f.end)
@@ -443,7 +449,7 @@ def write_processor(processor: Processor, # to be saved
 
 # %% ../nbs/10_processor.ipynb #4fbdb4ed
 def check_question(question: str): # what a user asks
-    "Raise ValueError if a question is empty or holds a special token."
+    "Raises ValueError if a question is empty or holds a special token."
     if not question.strip():
         raise ValueError(f"the question is empty ({question!r}): ask something")
     found = [token for token in SPECIAL_TOKENS if token in question]

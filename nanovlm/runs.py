@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from .weights import replacing, write_tensors
 
 # %% ../nbs/reference/runs.ipynb #ffb3b26b
@@ -38,7 +37,9 @@ def buckets(tensors: list[Tensor], # of any shapes
 class Processes:
     "The processes that learn together: those that `torchrun` started, or this one alone."
     def __init__(self, alone: bool=False): # take no notice of other processes
-        self.rank, self.world, self.device = 0, 1, "cpu"
+        self.rank = 0
+        self.world = 1
+        self.device = "cpu"
         if alone: return
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
@@ -50,9 +51,11 @@ class Processes:
 
     def sum(self, *numbers: float) -> float | list[float]: # one number, or a list of several
         "Add up each number over all processes; every process gets the sums."
-        totals = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world > 1: dist.all_reduce(totals)
-        return totals.tolist() if len(numbers) > 1 else totals.item()
+        if self.world > 1:
+            totals = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+            dist.all_reduce(totals)
+            numbers = totals.tolist()
+        return numbers if len(numbers) > 1 else numbers[0]
 
     def gather(self, item) -> list: # any object that can be pickled
         "all_gather of any object: a list by rank, in every process."
@@ -71,15 +74,17 @@ class Processes:
         for p in parameters:
             if p.grad is None: p.grad = torch.zeros_like(p)
         for grads in buckets([p.grad for p in parameters]):
-            flat = parameters_to_vector(grads)
+            flat = torch.cat([grad.flatten() for grad in grads])
             dist.all_reduce(flat)
-            vector_to_parameters(flat, grads)
+            parts = flat.split([grad.numel() for grad in grads])
+            for grad, part in zip(grads, parts): grad.copy_(part.view_as(grad))
 
 # %% ../nbs/reference/runs.ipynb #d9ff59c9
 ALONE = Processes(alone=True) # what a function takes where nobody gives it processes
 
 # %% ../nbs/reference/runs.ipynb #e5f163eb
-def device_of(model: nn.Module) -> torch.device: # a model that is all on one device
+def device_of(model: nn.Module, # a model that is all on one device
+              ) -> torch.device:
     "Return the device of the weights."
     return next(model.parameters()).device
 
@@ -100,7 +105,8 @@ def shard_model(model: nn.Module,     # VisionLanguageModel, changed in place
         part.set_force_sum_reduction_for_comms(True)
 
 # %% ../nbs/reference/runs.ipynb #12e9ebf2
-def full_tensor(t: Tensor) -> Tensor: # a tensor, or this process's slice of one -> all of it
+def full_tensor(t: Tensor,   # a tensor, or this process's slice of one
+                ) -> Tensor: # all of it
     "Return the whole tensor. Of a sliced one every process must ask."
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
@@ -127,7 +133,8 @@ def state_tensors(model: nn.Module,  # perhaps sharded
     return tensors
 
 # %% ../nbs/reference/runs.ipynb #763acb28
-def state_files(folder: Path) -> list[Path]: # of a run
+def state_files(folder: Path, # of a run
+                ) -> list[Path]:
     "List the states of a run that are complete, oldest first."
     return sorted(Path(folder).glob("states/step-*.safetensors"))
 
@@ -144,7 +151,8 @@ def save_state(folder: Path,    # of the run
     for old in state_files(folder)[:-keep_states]: old.unlink()
 
 # %% ../nbs/reference/runs.ipynb #da1fc000
-def read_metadata(file: Path) -> dict: # a state -> what `save_state` was given
+def read_metadata(file: Path, # a state
+                  ) -> dict:  # what `save_state` was given
     "Read everything but the tensors. Raises ValueError if the file is no state, or of an earlier version."
     from safetensors import SafetensorError, safe_open
     try:
@@ -175,7 +183,8 @@ def load_state(file: Path,       # from `state_files`
         torch.set_rng_state(state.get_tensor("random"))
 
 # %% ../nbs/reference/runs.ipynb #1d4a00b2
-def read_lines(file: Path) -> list[dict]: # a history.jsonl
+def read_lines(file: Path, # a history.jsonl
+               ) -> list[dict]:
     "Read the lines that are complete: a process that was killed may leave half of one."
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -205,7 +214,8 @@ class Log:
                  settings: dict=None,       # for the tracker
                  done: int=0,               # steps whose lines stay; later ones are of a run that was cut short
                  ):
-        self.history, self.file = [], None
+        self.history = []
+        self.file = None
         if folder:
             file = Path(folder, "history.jsonl")
             self.history = [line for line in read_lines(file) if line["step"] <= done]
@@ -217,7 +227,7 @@ class Log:
     def __call__(self, line: dict): # with "step"
         self.history.append(line)
         if self.file: print(json.dumps(line), file=self.file, flush=True)
-        if self.tracker: self.tracker(line, step=line["step"])
+        if self.tracker: self.tracker({k: v for k, v in line.items() if k != "step"}, step=line["step"])
 
 # %% ../nbs/reference/runs.ipynb #c2c5feb8
 @contextmanager

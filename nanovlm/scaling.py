@@ -43,13 +43,15 @@ def matmul_rate(dtype: torch.dtype, # of both matrices
 
 # %% ../nbs/16_scaling.ipynb #cbed8d60
 @lru_cache
-def hollow_model(config: VLMConfig) -> VisionLanguageModel: # on the meta device
+def hollow_model(config: VLMConfig,        # sizes
+                 ) -> VisionLanguageModel: # on the meta device
     "Make a model whose weights have a shape, and no numbers."
     with torch.device("meta"): return VisionLanguageModel(config)
 
 # %% ../nbs/16_scaling.ipynb #906e64cc
 @lru_cache
-def matrix_weights(config: VLMConfig) -> dict[str, int]: # part: weights in its matrices
+def matrix_weights(config: VLMConfig,   # sizes
+                   ) -> dict[str, int]: # part: weights in its matrices
     "Count the weights that multiply tokens."
     model = hollow_model(config)
     layers = model.text_model.layers
@@ -69,7 +71,8 @@ def training_work(config: VLMConfig, # sizes
                   ) -> dict[str, float]: # part: floating-point operations
     "Count the matrix products of a forward and backward pass."
     v, t = config.vision_config, config.text_config
-    N, w = v.grid**2, matrix_weights(config)
+    N = v.grid**2
+    w = matrix_weights(config)
     back = 0 if freeze_vision else 1 # does the gradient go back through the encoder?
     passes = 2 if lora else 3        # products per matrix of the decoder, forward and back
     vision = 2 * squares * N * (w["patches"] * (1 + back) + w["encoder"] * (1 + 2 * back))
@@ -205,12 +208,14 @@ class PlanSettings:
         if self.squares is None: self.squares = self.rows
 
 # %% ../nbs/16_scaling.ipynb #9fbf224f
-def lora_parameters(plan: PlanSettings) -> int: # 0 without LoRA
+def lora_parameters(plan: PlanSettings, # what a step is made of
+                    ) -> int:           # 0 without LoRA
     "Count what LoRA adds to the decoder: a matrix of (rows, rank) and one of (rank, columns) for each."
     layers = hollow_model(plan.config).text_model.layers
     return plan.lora * sum(sum(p.shape) for p in layers.parameters() if p.ndim == 2)
 
-def learnt_parameters(plan: PlanSettings) -> int: # the connector's always among them
+def learnt_parameters(plan: PlanSettings, # what a step is made of
+                      ) -> int:           # the connector's always among them
     "Count the parameters that have a gradient and a state of the optimizer."
     model = hollow_model(plan.config)
     vision, connector = count_parameters(model.vision_model), count_parameters(model.connector)
@@ -219,7 +224,8 @@ def learnt_parameters(plan: PlanSettings) -> int: # the connector's always among
     return learnt if plan.freeze_vision else learnt + vision
 
 # %% ../nbs/16_scaling.ipynb #2f61c29a
-def activations(plan: PlanSettings) -> dict[str, float]: # part: bytes
+def activations(plan: PlanSettings,    # what a step is made of
+                ) -> dict[str, float]: # part: bytes
     "Count what is kept from forward to backward, with the plan's switches."
     half = None if plan.gpu == "cpu" else torch.float16
     kept = dict(kept_for_backward(plan.config, *plan.batch, half))
@@ -245,7 +251,8 @@ def passing(plan: PlanSettings, # what a step is made of
     return max(scores + table, 3 * table - kept) + (0 if plan.gpu == "cpu" else CUDA_OVERHEAD)
 
 # %% ../nbs/16_scaling.ipynb #1240209b
-def step_work(plan: PlanSettings) -> float: # floating-point operations
+def step_work(plan: PlanSettings, # what a step is made of
+              ) -> float:         # floating-point operations
     "Count the operations of a step, and those that checkpointing does twice."
     work = training_work(plan.config, *plan.batch, plan.freeze_vision, plan.cache_features, plan.lora > 0)
     again = 0
@@ -260,7 +267,8 @@ class Plan(PlanSettings):
     "What a step would take. `str` of it is a table."
     def memory(self) -> dict[str, float]: # part: bytes
         "Count all bytes at the fullest moment, when a batch is accumulated onto the one before."
-        learnt, kept = learnt_parameters(self), activations(self)
+        learnt = learnt_parameters(self)
+        kept = activations(self)
         weights = count_parameters(hollow_model(self.config)) + lora_parameters(self)
         states = 2 if self.optimizer == "adamw" else 1
         parts = dict(weights=4 * weights, gradients=4 * learnt, optimizer=4 * learnt * states)
@@ -269,7 +277,7 @@ class Plan(PlanSettings):
         return parts
 
     def fits(self) -> bool: # with 5 % to spare
-        "Whether the GPU's memory is large enough."
+        "Tell whether the GPU's memory is large enough."
         return sum(self.memory().values()) < 0.95 * GPUS[self.gpu][1]
 
     def seconds(self) -> float: # per step
@@ -278,7 +286,8 @@ class Plan(PlanSettings):
         return step_work(self) / (speed * self.mfu)
 
     def __str__(self):
-        parts, step = self.memory(), self.seconds()
+        parts = self.memory()
+        step = self.seconds()
         parts["total"] = sum(parts.values())
         lines = [f"{part:<24} {size / 1e9:7.2f} GB" for part, size in parts.items()]
         if self.gpu in GPUS:
@@ -289,7 +298,8 @@ class Plan(PlanSettings):
         return "\n".join(lines)
 
 # %% ../nbs/16_scaling.ipynb #a5e066d8
-def largest_batch(plan: Plan) -> int: # rows; 0 if not even one fits
+def largest_batch(plan: Plan, # whose `rows` and `squares` are changed
+                  ) -> int:   # rows; 0 if not even one fits
     "Find the most rows, as a power of two, with which a plan fits the GPU."
     share = (plan.squares or plan.rows) / plan.rows
     rows = 1
@@ -306,7 +316,9 @@ def mfu_meter(config: VLMConfig,  # sizes of the model
     Padding, and what checkpointing does twice, does not count.
     """
     def measure(line):
-        samples, seconds, gpu = line["samples"], line["step_seconds"], this_gpu()
+        samples = line["samples"]
+        seconds = line["step_seconds"]
+        gpu = this_gpu()
         tokens, labelled = line["tokens"] / samples, line["labelled"] / samples
         work = training_work(config, line["images"], samples, tokens, labelled,
                              not train.lr_vision, train.cache_features, train.lora > 0)

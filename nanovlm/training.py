@@ -114,7 +114,7 @@ def check_config(config: TrainConfig): # how the run goes
 def learning_rate(step: int,            # from 0
                   config: TrainConfig,  # how the run goes
                   ) -> float:           # share of the peak
-    "Share of the peak rate at `step`: linear warm-up, cosine decay to `final_lr` (arXiv:1608.03983)."
+    "Give the share of the peak rate: linear warm-up, cosine decay to `final_lr` (arXiv:1608.03983)."
     warmup = max(1, round(config.warmup * config.steps))
     if step < warmup: return (step + 1) / warmup
     done = (step - warmup) / max(1, config.steps - warmup)
@@ -166,7 +166,7 @@ TABLES = "embed_tokens", "position_embedding", "lm_head" # rows are looked up; a
 def for_muon(name: str,       # of a parameter
              p: nn.Parameter, # the parameter
              ) -> bool:
-    "True for matrices that map vectors to vectors."
+    "Tell whether Muon takes it: matrices that map vectors to vectors."
     return p.ndim > 1 and ".lora_" not in name and not any(table in name for table in TABLES)
 
 # %% ../nbs/12_training.ipynb #02841af9
@@ -206,7 +206,8 @@ def make_optimizers(model: VisionLanguageModel, # to train
     return [make[kind](groups) for kind, groups in parameter_groups(model, config).items()]
 
 # %% ../nbs/12_training.ipynb #a8627948
-def count_labels(batch: Batch) -> int: # a batch, from `collate`
+def count_labels(batch: Batch, # a batch, from `collate`
+                 ) -> int:
     "Count the tokens that the loss is a mean of."
     return int((batch["labels"][:, 1:] != -100).sum())
 
@@ -236,7 +237,8 @@ def make_scaler(model: nn.Module, # its device and …
     return torch.amp.GradScaler(device_of(model).type, enabled=float16)
 
 # %% ../nbs/12_training.ipynb #3a811ebd
-def untouched(model: VisionLanguageModel) -> Tensor: # scalar, 0
+def untouched(model: VisionLanguageModel, # whose first two parts a batch did not use
+              ) -> Tensor:                # scalar, 0
     "Return 0 as a sum over the vision encoder and the connector, so that they get gradients (of 0)."
     return 0 * sum(p.sum() for part in (model.vision_model, model.connector) for p in part.parameters())
 
@@ -258,8 +260,8 @@ def training_step(model: VisionLanguageModel,       # changed in place
     total = processes.sum(sum(map(count_labels, micro)))
     loss_sum = 0.0
     for batch in micro:
-        share = count_labels(batch) / total
-        with autocast(model, config.precision): loss = model(**to_device(model, batch)) * share
+        with autocast(model, config.precision): loss = model(**to_device(model, batch))
+        loss = loss * (count_labels(batch) / total)
         if config.shard and not len(batch.get("pixel_values", ())): loss = loss + untouched(model)
         scaler.scale(loss).backward()
         loss_sum += loss.item()
@@ -385,7 +387,7 @@ def mean_loss(model: VisionLanguageModel, # left as it is
               precision: str="fp32", # as for `compute_dtype`
               processes: Processes=ALONE, # that share the rows
               ) -> float:
-    "Loss per labelled token over every question of every example. Raises ValueError if none can be used."
+    "Measure the loss per labelled token over every question. Raises ValueError if no row can be used."
     loss_sum = tokens = 0
     chunks = torch.arange(len(examples)).split(batch_size)
     for numbers in chunks[processes.rank::processes.world]:
@@ -414,7 +416,8 @@ class Validated(Learner):
 
     def validate(self) -> dict: # valid_loss, if there are validation rows
         "Measure the validation loss, and keep the weights if they are the best so far."
-        config, loss = self.config, -self.done
+        config = self.config
+        loss = -self.done
         if self.valid:
             sharing = ALONE if config.shard else self.processes
             loss = mean_loss(self.model, self.valid, config.batch_size, config.precision, sharing)
@@ -471,7 +474,9 @@ class Resumable(Validated):
 
 # %% ../nbs/12_training.ipynb #fa139083
 class Training(Resumable):
-    "A run, made ready for its first step, or for the one after the latest state; with a log."
+    """A run, made ready for its first step, or for the one after the latest state; with a log.
+
+    Raises ValueError as `find_state` and `cache_features` do, or for a sharded model in float16."""
     def __init__(self, model: VisionLanguageModel, # changed in place
                  processor: Processor, # its processor
                  rows,                 # Dataset or stream in The Cauldron's schema

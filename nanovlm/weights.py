@@ -28,7 +28,8 @@ def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub n
     """Return a local folder as it is, or download a snapshot of a hub repository.
 
     Raises FileNotFoundError if it is neither here nor to be had from the hub."""
-    path, name = Path(name_or_folder).expanduser(), str(name_or_folder)
+    path = Path(name_or_folder).expanduser()
+    name = str(name_or_folder)
     if path.exists(): return path
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"no folder {name!r}: give an existing checkpoint folder, or a hub "
@@ -93,7 +94,9 @@ NamedTensors = Iterator[tuple[str, Tensor]] # name and tensor, one after the oth
 
 def read_tensors(folder: Path,    # with *.safetensors, or a .gguf file
                  ) -> NamedTensors:
-    "Yield every tensor of a checkpoint. Raises ValueError, with the file's name, if one cannot be read."
+    """Yield every tensor of a checkpoint.
+
+    Raises ValueError, with the file's name, if one cannot be read, FileNotFoundError if there is none."""
     if folder.suffix == ".gguf":
         from transformers import AutoModelForCausalLM
         model = AutoModelForCausalLM.from_pretrained(
@@ -172,7 +175,9 @@ def load_model(cls: type,                   # VisionModel, LanguageModel or Visi
                revision: str=None,          # branch, tag or commit on the hub
                **options,                   # dtype and device, as for `load_weights`
                ) -> nn.Module:              # the model, loaded, in eval mode
-    "Find the folder, make the model without memory, fill it: the body of every `from_pretrained`."
+    """Find the folder, make the model without memory, fill it: the body of every `from_pretrained`.
+
+    Raises FileNotFoundError or ValueError for what is missing, broken or does not fit."""
     folder = find_folder(name_or_folder, revision)
     try: config = from_dict(read_config(folder))
     except ValueError as e: raise ValueError(f"{folder}: {e}") from None
@@ -180,7 +185,8 @@ def load_model(cls: type,                   # VisionModel, LanguageModel or Visi
     return load_weights(model, read_tensors(folder), folder, prefixes, ignore, **options)
 
 # %% ../nbs/reference/weights.ipynb #b129c1a8
-def count_parameters(part: nn.Module) -> int: # a model, or a part of one
+def count_parameters(part: nn.Module, # a model, or a part of one
+                     ) -> int:
     "Count weights and biases; one that is used twice counts once."
     return sum(p.numel() for p in part.parameters())
 

@@ -188,12 +188,13 @@ def test_several_images_and_none_in_one_batch(model, processor, rows):
     assert model(**batch).isfinite()
     assert "pixel_values" not in collate([examples[0]])
 
-def test_no_image_is_an_empty_pixel_values(model, processor):
-    rows = [dict(images=[], texts=[dict(user="is it?", assistant="yes", source="")] * 2)]
+@pytest.mark.parametrize("images", [[], None], ids=["empty", "null"])
+def test_no_image_is_an_empty_pixel_values(model, processor, images):
+    rows = [dict(images=images, texts=[dict(user="is it?", assistant="yes", source="")] * 2)]
     ids = torch.tensor([processor.prompt("is it?", [])])
     alone = generate(model, ids, max_new_tokens=16, eos_token_id=processor.eos_token_id)
-    for images in ("own", "blank", "other"):
-        predictions = predict(model, processor, rows, images)
+    for shown in ("own", "blank", "other"):
+        predictions = predict(model, processor, rows, shown)
         assert [p["prediction"] for p in predictions] == [processor.decode(alone[0])] * 2
 
 # Multiple-choice benchmarks

@@ -294,6 +294,11 @@ def test_what_transformers_cannot_open_is_not_pushed(tmp_path, tokenizer_folder,
 
 def test_a_card_without_figures_says_so(model): assert "No figures" in model_card("me/tiny", model.config)
 
+def test_a_card_of_figures_without_kinds(model):
+    card = model_card("me/tiny", model.config, dict(exact_match=0.4, interval=(0.3, 0.5), count=90))
+    assert "exact match   40.00%" in card
+    assert "No figures" in model_card("me/tiny", model.config, dict(loss=0.5))
+
 def test_a_card_of_a_multiple_choice_run(model):
     math = dict(accuracy=0.25, interval=(0.1, 0.4), count=20)
     metrics = dict(accuracy=0.4, interval=(0.3, 0.5), count=90, by_type=dict(math=math), unreadable=7,

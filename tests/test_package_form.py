@@ -141,8 +141,9 @@ def test_import_is_quick():
 
 @pytest.mark.parametrize("name", ["cli", "bench"])
 def test_a_command_starts_without_the_heavy_packages(name):
-    "`nanovlm --help` waits for torch, and not for transformers or datasets."
-    code = f"import sys, nanovlm.{name}; print([m for m in ('transformers', 'datasets') if m in sys.modules])"
+    "`nanovlm --help` waits for torch, and not for transformers, datasets or matplotlib."
+    heavy = "transformers", "datasets", "matplotlib"
+    code = f"import sys, nanovlm.{name}; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -6,7 +6,7 @@ from datasets import concatenate_datasets
 from safetensors.torch import save_file
 from nanovlm.data import Examples, collate, from_questions
 from nanovlm.model import VisionLanguageModel
-from nanovlm.runs import read_metadata, state_files
+from nanovlm.runs import Processes, read_metadata, state_files
 from nanovlm.training import (MAY_DIFFER, Muon, TrainConfig, learning_rate, make_optimizers, mean_loss,
                               parameter_groups, train, training_step)
 
@@ -37,6 +37,28 @@ def test_micro_batches_equal_one_batch(rows, model, processor):
     assert loss == pytest.approx(loss_of_parts, abs=1e-5)
     assert norm == pytest.approx(norm_of_parts, rel=1e-4)
     torch.testing.assert_close(after, after_parts, atol=2e-4, rtol=0)
+
+def test_a_step_without_labels_is_an_error(rows, model, processor):
+    batch = collate([Examples(rows, processor)[0]])
+    batch["labels"][:] = -100
+    config = TrainConfig(**QUIET)
+    with pytest.raises(ValueError, match="no labelled token"):
+        training_step(model, [batch], make_optimizers(model, config), 1.0, config)
+
+def test_one_process_asks_no_device():
+    lone = Processes(alone=True)
+    lone.device = "cuda:7"
+    assert lone.sum(3) == 3 and [*lone.sum(1, 2.5)] == [1, 2.5]
+
+def test_gradients_of_any_layout_are_added(monkeypatch):
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda t: t.mul_(2)) # two processes that found the same
+    two = Processes(alone=True)
+    two.world = 2
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3, 4, 4)) for _ in range(2)]
+    gradient = torch.randn(2, 3, 4, 4)
+    parameters[0].grad = gradient.clone(memory_format=torch.channels_last)
+    two.sum_gradients(parameters)
+    assert torch.equal(parameters[0].grad, 2 * gradient) and not parameters[1].grad.any()
 
 def test_learning_rate_rises_then_falls():
     config = TrainConfig(steps=200, warmup=0.1, final_lr=0.02)

@@ -61,7 +61,8 @@ def check_circular(guesses: tuple[float, float],    # accuracy asked once, and i
             "does. And a taste for one letter earns nothing.")
 
 # %% ../../nbs/solutions/evaluation.ipynb #b9adfd16
-def clean_text(text: str) -> str: # prediction or answer
+def clean_text(text: str, # prediction or answer
+               ) -> str:
     "Leave out capitals, and spaces at the ends."
     return text.strip().lower()
 
@@ -96,7 +97,8 @@ def write_anls(prediction: str,    # of the model
     return best(scores)
 
 # %% ../../nbs/solutions/evaluation.ipynb #7d24ab55
-def always(share: float) -> bool: # of the length
+def always(share: float, # of the length
+           ) -> bool:
     "Give credit for any distance."
     return True
 
@@ -177,7 +179,8 @@ def check_three_rules(options: list[tuple], # three of (log-likelihood, tokens, 
 # %% ../../nbs/solutions/evaluation.ipynb #94e66bcf
 KINDS = "yes/no", "shape", "color"
 
-def kind_of(answer: str) -> str: # from easy-VQA
+def kind_of(answer: str, # from easy-VQA
+            ) -> str:
     "Tell the kind of a question by its answer."
     if answer in ("yes", "no"): return "yes/no"
     return "shape" if answer in ("circle", "rectangle", "triangle") else "color"

@@ -72,7 +72,8 @@ def check_grouping(blind: tuple[int, int],  # (nh, nkv) for which repeat and rep
 
 # %% ../../nbs/solutions/kv_cache.ipynb #0bc94913
 @contextmanager
-def stage(name: str) -> Iterator[None]: # what is compared
+def stage(name: str, # what is compared
+          ) -> Iterator[None]:
     "Begin each error with the name of the stage in which it occurs."
     try: yield
     except AssertionError as error: raise AssertionError(f"{name}: {error}") from error

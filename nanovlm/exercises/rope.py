@@ -84,7 +84,8 @@ def check_position_test(test: Callable, # takes scores(q, k, q_positions, k_posi
     return "Right. An invariance is half a test: what ignores its input is invariant to everything."
 
 # %% ../../nbs/solutions/rope.ipynb #2f6e7b48
-def first_below(share: float) -> list[int]: # of the score at distance 0
+def first_below(share: float, # of the score at distance 0
+                ) -> list[int]:
     "Find the first distance with a lower score, for a θ of 10,000; 100,000; 1,000,000."
     speeds = torch.tensor([1e4, 1e5, 1e6]).double()[:, None] ** -(torch.arange(32) / 32)  # (3, 32)
     scores = (torch.arange(8000)[:, None, None] * speeds).cos().mean(-1)                  # (distance, 3)
@@ -177,7 +178,8 @@ def check_grid_positions(grid_positions: Callable, # (before, grid, after) -> (3
             "and the text after it stays near the text before it.")
 
 # %% ../../nbs/solutions/rope.ipynb #80cbd2c3
-def shared_out(sections: list[int]) -> Tensor: # numbers for time, row, column -> (sum,)
+def shared_out(sections: list[int], # numbers for time, row, column
+               ) -> Tensor:         # (sum,)
     "Say for each number of a head by which of the three positions it turns: 0, 1 or 2."
     return torch.arange(3).repeat_interleave(torch.tensor(sections))
 

@@ -20,7 +20,8 @@ from ..vision import MLP, VisionConfig, VisionModel, preprocess
 
 # %% ../../nbs/solutions/vision.ipynb #f8e5b4fa
 @lru_cache
-def sizes(config: VisionConfig) -> dict[str, int]: # of a VisionModel
+def sizes(config: VisionConfig, # of a VisionModel
+          ) -> dict[str, int]:
     "Count the numbers in each parameter, by its name."
     with torch.device("meta"): model = VisionModel(config)
     return {name: p.numel() for name, p in model.named_parameters()}
@@ -31,7 +32,8 @@ def count(config: VisionConfig, # of a VisionModel
     "Count the parameters of a model, or some of them."
     return sum(n for name, n in sizes(config).items() if counted(name))
 
-def is_linear_bias(name: str) -> bool: # of a parameter
+def is_linear_bias(name: str, # of a parameter
+                   ) -> bool:
     "Say whether it is the bias of a linear layer."
     return name.endswith("bias") and "norm" not in name
 
