@@ -90,9 +90,11 @@ def full_size(quick: bool=False, # two narrow layers per tower instead of 12 and
     "Give the sizes of SigLIP-B/16-224 and SmolLM2-135M."
     config = VLMConfig.nanovlm_222m()
     if not quick: return config
-    narrow = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=3)
+    narrow = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=2,
+                  num_attention_heads=3)
     text = replace(config.text_config, **narrow, num_key_value_heads=1)
-    return replace(config, vision_config=replace(config.vision_config, **narrow), text_config=text)
+    return replace(config, vision_config=replace(config.vision_config, **narrow),
+                   text_config=text)
 
 # %% ../nbs/reference/bench.ipynb #b7f79272
 def training_batch(config: VLMConfig, # the model's sizes
@@ -138,7 +140,8 @@ def answer(model,                    # ours or transformers'
         return generate(model, **batch, max_new_tokens=max_new_tokens, eos_token_id=ends)
     ids = batch["input_ids"]
     with torch.inference_mode():
-        out = model.generate(**their_batch(batch), attention_mask=torch.ones_like(ids), do_sample=False,
+        out = model.generate(**their_batch(batch), attention_mask=torch.ones_like(ids),
+                             do_sample=False,
                              max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=0)
     return out[:, ids.shape[1]:]
 
@@ -251,7 +254,8 @@ def training_memories(quick: bool, # as for `full_size`
     "Compare both models' memory, each in a fresh process."
     rows = 4 if quick else 16
     whose = "ours", "ours, checkpointing", "theirs"
-    mine, less, other = [fresh_process("training_memory", who, quick, rows) for who in whose]
+    mine, less, other = [fresh_process("training_memory", who, quick, rows)
+                         for who in whose]
     return (f"memory above weights and gradients, {rows} × 177 tokens, float32   ours {mine:,.0f} MB, "
             f"with checkpointing {less:,.0f} MB   transformers {other:,.0f} MB   "
             f"ratios {mine / other:.2f} and {less / other:.2f}")
@@ -336,7 +340,8 @@ def length_mix(config: VLMConfig, # the model's sizes
         answered = min(round(answered), most - len(prefix) - question)
         asked = min(round(asked), most - len(prefix) - answered)
         pixels = torch.randn(1, 3, side, side, generator=generator)
-        example = dict(prefix=prefix, turns=[([5] * asked, [7] * answered)], pixel_values=pixels)
+        example = dict(prefix=prefix, turns=[([5] * asked, [7] * answered)],
+                       pixel_values=pixels)
         samples.append(draw(example, 1))
     return [samples[i] for i in torch.randperm(count, generator=generator).tolist()]
 
@@ -371,7 +376,8 @@ def packing_speed(ours, theirs, # from `twins`
         losses = [loss_of(model, batch, precision).item() for model, batch in pairs]
         steps = [step_of(model, batch, precision) for model, batch in pairs]
         fast, slow = alternate(lambda step: step(), steps, rounds)
-        shapes = " or ".join("{} × {}".format(*batch["input_ids"].shape) for batch in (packed, padded))
+        shapes = " or ".join("{} × {}".format(*batch["input_ids"].shape)
+                             for batch in (packed, padded))
         lines.append(f"optimizer steps, {count:>2} samples of different length, {shapes} tokens, "
                      f"{str(precision)[6:]}   ours packed {count / fast:.3f} samples/s   "
                      f"{name} padded {count / slow:.3f} samples/s   ratio {slow / fast:.2f}   "
@@ -413,7 +419,8 @@ def answer_speed(ours, theirs,         # from `twins`
     counts = [count_answered(row[None], ends) for row in mine]
     same = sum(counts) == count_answered(other, ends)
     same = same and all(torch.equal(a[:n], b[:n]) for a, b, n in zip(mine, other, counts))
-    whole = alternate(lambda model: answer(model, batch, steps, ends or None), models, rounds)
+    whole = alternate(lambda model: answer(model, batch, steps, ends or None), models,
+                      rounds)
     first = alternate(lambda model: answer(model, batch, 1), models, rounds)
     further = sum(counts) - batch_size # reading the prompt gives the first token of each row
     return dict(tokens=sum(counts), same=same, whole=[sum(counts) / w for w in whole],

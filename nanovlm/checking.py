@@ -18,9 +18,11 @@ def is_same(yours, right, # tensors, numbers, strings, or lists and tuples of th
     "Tell whether two answers have one shape, and each number lies within the tolerance."
     if isinstance(right, str) or right is None or isinstance(yours, str) or yours is None:
         return type(yours) is type(right) and yours == right
-    try: yours, right = (torch.as_tensor(value, dtype=torch.float64) for value in (yours, right))
+    try: yours, right = (torch.as_tensor(value, dtype=torch.float64)
+                         for value in (yours, right))
     except (TypeError, ValueError, RuntimeError): return yours == right # lists of words, or of different lengths
-    return yours.shape == right.shape and torch.allclose(yours, right, rtol=0, atol=tolerance, equal_nan=True)
+    return yours.shape == right.shape and torch.allclose(yours, right, rtol=0,
+                                                         atol=tolerance, equal_nan=True)
 
 # %% ../nbs/reference/checking.ipynb #3b531979
 def agree(yours: Any, # what your code gave: a tensor, a number, a string, or a list of them

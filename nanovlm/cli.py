@@ -75,7 +75,8 @@ class TrainCommand:
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig) # how to train
 
     def run(self):
-        options = dict(streaming=self.streaming, min_rating=self.min_rating, seed=self.config.seed)
+        options = dict(streaming=self.streaming, min_rating=self.min_rating,
+                       seed=self.config.seed)
         rows = load_data(self.data, **{} if self.data == "easy-vqa" else options)
         rows, valid_rows = split_rows(rows, self.valid_share, self.valid_rows)
         model, processor = self.start(rows)
@@ -144,8 +145,8 @@ class BenchCommand:
     def run(self): bench(self.quick)
 
 # %% ../nbs/reference/cli.ipynb #2fbb2fd6
-COMMANDS = dict(train=TrainCommand, ask=AskCommand, evaluate=EvaluateCommand, plan=PlanCommand,
-                demo=DemoCommand, bench=BenchCommand)
+COMMANDS = dict(train=TrainCommand, ask=AskCommand, evaluate=EvaluateCommand,
+                plan=PlanCommand, demo=DemoCommand, bench=BenchCommand)
 
 def one_line(box: str, # what tyro prints
              ) -> str:
@@ -159,7 +160,8 @@ def main(args: list[str]=None): # by default the words after the program's name
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args, prog="nanovlm")
+            command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args,
+                                                           prog="nanovlm")
     except SystemExit as stop:
         text = complaint.getvalue()
         if stop.code: print("nanovlm:", one_line(text) or text.strip(), file=sys.stderr)

@@ -92,10 +92,12 @@ def demo(config: DemoConfig=None, # the default is `DemoConfig()`
     parameters = count_parameters(model)
     print(f"training {parameters:,} parameters on {len(train_rows):,} images "
           f"with {torch.get_num_threads()} threads", flush=True)
-    train_config = TrainConfig(output_dir=config.output_dir, seed=config.seed, steps=config.steps)
+    train_config = TrainConfig(output_dir=config.output_dir, seed=config.seed,
+                               steps=config.steps)
     history = train(model, processor, train_rows, train_config, valid_rows)
     print("answering the test questions: with their image, with a blank one, and with another", flush=True)
-    metrics = evaluate(VisionLanguageModel.from_pretrained(folder), processor, test_rows, rows)
+    metrics = evaluate(VisionLanguageModel.from_pretrained(folder), processor, test_rows,
+                       rows)
     predictions = metrics.pop("predictions")
     metrics |= dict(
         train_seconds=history[-1]["seconds"], parameters=parameters, peak_memory_mb=peak_memory_mb(),

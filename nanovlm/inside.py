@@ -106,7 +106,8 @@ def occlusion(model: VisionLanguageModel, # asked
     image = load_image(image)
     mean = image.resize((1, 1)).getpixel((0, 0))
     centres = [(n + 0.5) / cells for n in range(cells)] # as a share of the picture's sides
-    copies = [cover(image, x * image.width, y * image.height, width, mean) for y in centres for x in centres]
+    copies = [cover(image, x * image.width, y * image.height, width, mean)
+              for y in centres for x in centres]
     whole, start = with_answer(processor, image, question, answer)
     def score(images):
         ids = whole["input_ids"].expand(len(images), -1)

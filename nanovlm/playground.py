@@ -33,7 +33,8 @@ def token_looks(model: VisionLanguageModel, # that gave the answer
     ids = inputs["input_ids"][0]
     maps = attention_maps(model, to_device(model, inputs), slice(start - 1, -1)) # (layers, 1, nh, tokens, T)
     maps = over_image(maps[:, 0].mean(1).cpu(), ids, processor, image)
-    pieces = [processor.tokenizer.decode([i], skip_special_tokens=False) for i in ids[start:].tolist()]
+    pieces = [processor.tokenizer.decode([i], skip_special_tokens=False)
+              for i in ids[start:].tolist()]
     return [piece.strip() or "␣" for piece in pieces], maps
 
 # %% ../nbs/18_playground.ipynb #80903b90
@@ -123,7 +124,8 @@ class DrawingBoard:
     def draw(self):
         "Add the chosen shape where the sliders say."
         if self.picture is None: self.wipe()
-        x, y, size = (round(s.value / 100 * self.side) for s in (self.left, self.top, self.size))
+        x, y, size = (round(s.value / 100 * self.side)
+                      for s in (self.left, self.top, self.size))
         box = x, y, x + size, y + size
         draw_shape(ImageDraw.Draw(self.picture), self.shape.value, self.color.value, box)
         self.show(self.picture)
@@ -138,12 +140,14 @@ class ImagePicker:
         self.images = images
         self.show = show
         self.choice = labelled(widgets.Dropdown, "image", options=list(images))
-        self.upload = widgets.FileUpload(description="upload an image", accept="image/*", multiple=False)
+        self.upload = widgets.FileUpload(description="upload an image", accept="image/*",
+                                         multiple=False)
         self.board = DrawingBoard(side, show, error)
         self.choice.observe(guarded(self.choose, error), "value")
         self.upload.observe(guarded(self.receive, error), "value")
         self.tabs = widgets.Tab([self.choice, self.upload, self.board.box])
-        for n, name in enumerate(("choose", "upload", "draw")): self.tabs.set_title(n, name)
+        for n, name in enumerate(("choose", "upload", "draw")):
+            self.tabs.set_title(n, name)
 
     def choose(self):
         "Show the picture whose name is chosen."
@@ -161,10 +165,12 @@ class LookViewer:
         self.image = None
         self.maps = None
         self.token = widgets.ToggleButtons(description="look of", options=[], style=LABEL)
-        self.layer = labelled(widgets.IntSlider, "layer", min=0, max=layers - 1, value=layers // 2)
+        self.layer = labelled(widgets.IntSlider, "layer", min=0, max=layers - 1,
+                              value=layers // 2)
         self.share = widgets.HTML()
         self.overlay = picture_box()
-        for widget in (self.token, self.layer): widget.observe(guarded(self.draw, error), "value")
+        for widget in (self.token, self.layer):
+            widget.observe(guarded(self.draw, error), "value")
         self.box = widgets.VBox([self.token, self.layer, self.share, self.overlay],
                                 layout=widgets.Layout(display="none"))
 
@@ -177,7 +183,8 @@ class LookViewer:
              pieces: list[str],        # as from `token_looks`
              maps: Tensor):            # as from `token_looks`
         "Show an answer, its first token first."
-        self.token.options = [(f"{n}: {piece}", n - 1) for n, piece in enumerate(pieces, 1)]
+        self.token.options = [(f"{n}: {piece}", n - 1)
+                              for n, piece in enumerate(pieces, 1)]
         self.image = image
         self.maps = maps
         self.box.layout.display = ""
@@ -200,7 +207,8 @@ class QuestionForm:
         self.question = labelled(widgets.Text, "question", value=question)
         self.temperature = labelled(widgets.FloatSlider, "temperature",
                                     min=0.0, max=2.0, value=0.0, step=0.1)
-        self.top_p = labelled(widgets.FloatSlider, "top-p", min=0.05, max=1.0, value=1.0, step=0.05)
+        self.top_p = labelled(widgets.FloatSlider, "top-p", min=0.05, max=1.0, value=1.0,
+                              step=0.05)
         self.send = widgets.Button(description="ask", button_style="primary")
         self.widgets = self.question, self.temperature, self.top_p, self.send
         callback = guarded(ask, error)
@@ -247,7 +255,8 @@ class Playground:
         question = self.form.question.value
         text = ""
         sampling = self.form.sampling()
-        for text in stream_answer(self.model, self.processor, self.image, question, **sampling):
+        for text in stream_answer(self.model, self.processor, self.image, question,
+                                  **sampling):
             shown = html.escape(text) or "(nothing)"
             self.answer.value = f'<p aria-live="polite"><b>{shown}</b></p>'
         pieces, maps = token_looks(self.model, self.processor, self.image, question, text)

@@ -29,7 +29,8 @@ CENTRED = dict(ha="center", va="center")
 class Later:
     "Stands for a module that is imported when something of it is first used."
     def __init__(self, name: str): self.name = name # of the module
-    def __getattr__(self, attribute: str): return getattr(import_module(self.name), attribute)
+    def __getattr__(self, attribute: str):
+        return getattr(import_module(self.name), attribute)
 
 plt = Later("matplotlib.pyplot")
 mpl_patches = Later("matplotlib.patches")
@@ -120,7 +121,8 @@ def grid(image: Tensor,     # (3, H, W)
         shade = dict(boxstyle="round,pad=0.15", fc="black", alpha=0.5, lw=0)
         for n in range(H // P * columns):
             left, top = n % columns * P, n // columns * P
-            ax.text(left + P / 2, top + P / 2, n, fontsize=8, color="white", bbox=shade, **CENTRED)
+            ax.text(left + P / 2, top + P / 2, n, fontsize=8, color="white", bbox=shade,
+                    **CENTRED)
     if title: ax.set_title(title, fontsize=9)
     ax.axis("off")
     return finish(fig)
@@ -200,7 +202,8 @@ def strips(rows: dict[str, list[Tensor]], # name: small pictures (3, h, w), from
         for c, picture in enumerate(pictures):
             ax.imshow(to_pixels(picture), extent=(c + 0.05, c + 0.95, top - 0.9, top))
             if name not in labels: continue
-            ax.text(c + 0.5, top - 0.95, labels[name][c], ha="center", va="top", fontsize=7)
+            ax.text(c + 0.5, top - 0.95, labels[name][c], ha="center", va="top",
+                    fontsize=7)
     ax.set(xlim=(-0.2 * width, width), ylim=(-1.6 * len(rows), 0.1))
     ax.axis("off")
     return finish(fig)
@@ -262,7 +265,8 @@ def plain_ticks(axis): # of a matplotlib figure, in logarithmic scale
     "Write plain numbers along a logarithmic axis: 0.3 and 20, not powers of ten."
     from matplotlib.ticker import LogFormatter
     class PlainLog(LogFormatter):
-        def __call__(self, x, pos=None): return f"{x:g}" if super().__call__(x, pos) else ""
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
     axis.set_major_formatter(PlainLog(minor_thresholds=(2, 0.5)))
     axis.set_minor_formatter(PlainLog(minor_thresholds=(2, 0.5)))
 
@@ -281,7 +285,8 @@ def lines(x,                       # values along the horizontal axis
     fig, ax = plt.subplots(figsize=(WIDTH, 3))
     for (name, y), (color, dash) in zip(curves.items(), CURVES):
         ax.plot(x, y, dash, color=color, label=name)
-    for name, axis, scale in (("x", ax.xaxis, ax.set_xscale), ("y", ax.yaxis, ax.set_yscale)):
+    for name, axis, scale in (("x", ax.xaxis, ax.set_xscale),
+                              ("y", ax.yaxis, ax.set_yscale)):
         if name in log:
             scale("log")
             plain_ticks(axis)
@@ -433,7 +438,8 @@ def packed(allowed: Tensor,   # (T, T) boolean: may the row's token look at the 
            colors: list[str], # of each token, as the one looked at
            ):                 # -> figure
     "Draw the mask of a row of several samples, as in `masks`, and below it each token's position."
-    fig, (mask, line) = plt.subplots(2, 1, figsize=(4, 4.9), height_ratios=(4, 1), sharex=True)
+    fig, (mask, line) = plt.subplots(2, 1, figsize=(4, 4.9), height_ratios=(4, 1),
+                                     sharex=True)
     mask.imshow(mask_pixels(allowed, colors), aspect="auto")
     mask.set(ylabel="looking")
     line.scatter(range(len(positions)), positions, s=3, color=colors)
@@ -473,7 +479,8 @@ def turned_pair(speed: float,    # of the pair, in radians per position
     fig, (circle, curve) = plt.subplots(1, 2, figsize=(WIDTH, 2.5), width_ratios=(1, 2))
     circle.add_patch(plt.Circle((0, 0), 1, fill=False, ec="#dddddd"))
     query_at = key_at + distance
-    for name, position, color, dash in (("key", key_at, TEXT, "--"), ("query", query_at, IMAGE, "-")):
+    for name, position, color, dash in (("key", key_at, TEXT, "--"),
+                                        ("query", query_at, IMAGE, "-")):
         tip = math.cos(speed * position), math.sin(speed * position)
         arrow = dict(arrowstyle="->", color=color, ls=dash, lw=2, shrinkA=0, shrinkB=0)
         circle.annotate("", tip, (0, 0), arrowprops=arrow)
@@ -481,7 +488,8 @@ def turned_pair(speed: float,    # of the pair, in radians per position
     angle = speed * (key_at + distance * torch.linspace(0, 1, 500))
     radius = 0.15 + 0.015 * (angle - speed * key_at) # a spiral shows how often the query came round
     circle.plot(radius * angle.cos(), radius * angle.sin(), color="black", lw=1)
-    circle.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False, fontsize=8)
+    circle.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False,
+                  fontsize=8)
     circle.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
     circle.axis("off")
     distances = torch.linspace(0, longest, 1000)
@@ -538,7 +546,8 @@ def answers(predictions: list[dict], # from `predict`
     "Draw pictures with a question and the model's answer; a wrong one is red and carries the right one."
     chosen = predictions[::max(1, len(predictions) // count)][:count]
     height = 2.2 * math.ceil(count / columns)
-    fig, axes = plt.subplots(math.ceil(count / columns), columns, figsize=(WIDTH, height), squeeze=False)
+    fig, axes = plt.subplots(math.ceil(count / columns), columns, figsize=(WIDTH, height),
+                             squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, p in zip(axes.flat, chosen):
         image = rows[p["row"]]["images"][0]
@@ -546,8 +555,8 @@ def answers(predictions: list[dict], # from `predict`
         ax.imshow(image)
         ax.set_title("\n".join(textwrap.wrap(p["question"], 22)), fontsize=8)
         text = p["prediction"] if p["right"] else f"{p['prediction']} (is: {p['answer']})"
-        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=9,
-                weight="bold", color="black" if p["right"] else LOSS)
+        ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top",
+                fontsize=9, weight="bold", color="black" if p["right"] else LOSS)
     return finish(fig)
 
 # %% ../nbs/reference/plots.ipynb #1213bcbb
@@ -571,12 +580,15 @@ def value_slider(draw,      # function with a parameter of this name
     import ipywidgets
     default = inspect.signature(draw).parameters[name].default
     start = values[0] if default is inspect.Parameter.empty else default
-    form = dict(style=dict(description_width="9em"), layout=dict(width="95%", max_width="40em"))
+    form = dict(style=dict(description_width="9em"),
+                layout=dict(width="95%", max_width="40em"))
     label = name.replace("_", " ")
     if isinstance(values, tuple):
         low, high = values
-        return ipywidgets.IntSlider(min=low, max=high, value=start, description=label, **form)
-    return ipywidgets.SelectionSlider(options=values, value=start, description=label, **form)
+        return ipywidgets.IntSlider(min=low, max=high, value=start, description=label,
+                                    **form)
+    return ipywidgets.SelectionSlider(options=values, value=start, description=label,
+                                      **form)
 
 # %% ../nbs/reference/plots.ipynb #f7d51f21
 def slide(draw,       # (one value per slider, by name) -> figure
@@ -586,7 +598,8 @@ def slide(draw,       # (one value per slider, by name) -> figure
 
     What goes wrong in `draw` is shown below it."""
     import ipywidgets
-    sliders = {name: value_slider(draw, name, values) for name, values in controls.items()}
+    sliders = {name: value_slider(draw, name, values)
+               for name, values in controls.items()}
     def png(): return figure_png(draw, **{name: s.value for name, s in sliders.items()})
     layout = dict(max_width="100%", align_self="flex-start")
     picture = ipywidgets.Image(value=png(), layout=layout)

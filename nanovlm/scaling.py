@@ -55,9 +55,11 @@ def matrix_weights(config: VLMConfig,   # sizes
     "Count the weights that multiply tokens."
     model = hollow_model(config)
     layers = model.text_model.layers
-    parts = dict(patches=model.vision_model.embeddings.patch_embedding, encoder=model.vision_model.encoder,
+    parts = dict(patches=model.vision_model.embeddings.patch_embedding,
+                 encoder=model.vision_model.encoder,
                  connector=model.connector, decoder=layers, last_mlp=layers[-1].mlp, head=model.lm_head)
-    return {name: sum(p.numel() for p in part.parameters() if p.ndim > 1) for name, part in parts.items()}
+    return {name: sum(p.numel() for p in part.parameters() if p.ndim > 1)
+            for name, part in parts.items()}
 
 # %% ../nbs/16_scaling.ipynb #98806b25
 def training_work(config: VLMConfig, # sizes
@@ -83,7 +85,8 @@ def training_work(config: VLMConfig, # sizes
     head = passes * 2 * rows * labelled * w["head"]
     text_attention = 4 * rows * tokens * tokens * t.head_dim * t.num_attention_heads * t.num_hidden_layers
     attention = vision_attention + 3 * text_attention
-    return dict(vision=vision, connector=connector, text=text, head=head, attention=attention)
+    return dict(vision=vision, connector=connector, text=text, head=head,
+                attention=attention)
 
 # %% ../nbs/16_scaling.ipynb #0001df97
 class SavedBytes:
@@ -143,7 +146,8 @@ def kept_for_backward(config: VLMConfig, # sizes
         return count_saved(shallow, *batch)
     one, two = count(1), count(2)
     further = dict(vision=v.num_hidden_layers - 1, text=t.num_hidden_layers - 1)
-    return {part: size + further.get(part, 0) * (two[part] - size) for part, size in one.items()}
+    return {part: size + further.get(part, 0) * (two[part] - size)
+            for part, size in one.items()}
 
 # %% ../nbs/16_scaling.ipynb #981676a7
 class LiveBytes(TorchDispatchMode):
@@ -152,7 +156,8 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.peak = 0         # bytes at once
         self.made = Counter() # dtype: bytes in total
-        held = [t.untyped_storage() for p in model.parameters() for t in (p, p.grad) if t is not None]
+        held = [t.untyped_storage() for p in model.parameters()
+                for t in (p, p.grad) if t is not None]
         self.live = {storage._cdata: storage.nbytes() for storage in held}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -254,7 +259,8 @@ def passing(plan: PlanSettings, # what a step is made of
 def step_work(plan: PlanSettings, # what a step is made of
               ) -> float:         # floating-point operations
     "Count the operations of a step, and those that checkpointing does twice."
-    work = training_work(plan.config, *plan.batch, plan.freeze_vision, plan.cache_features, plan.lora > 0)
+    work = training_work(plan.config, *plan.batch, plan.freeze_vision,
+                         plan.cache_features, plan.lora > 0)
     again = 0
     if plan.checkpointing:
         again = work["text"] / (2 if plan.lora else 3)
@@ -271,7 +277,8 @@ class Plan(PlanSettings):
         kept = activations(self)
         weights = count_parameters(hollow_model(self.config)) + lora_parameters(self)
         states = 2 if self.optimizer == "adamw" else 1
-        parts = dict(weights=4 * weights, gradients=4 * learnt, optimizer=4 * learnt * states)
+        parts = dict(weights=4 * weights, gradients=4 * learnt,
+                     optimizer=4 * learnt * states)
         for part, size in kept.items(): parts[f"activations, {part}"] = size
         parts["passing"] = passing(self, sum(kept.values()))
         return parts

@@ -31,7 +31,8 @@ def draw_shape(draw: ImageDraw.ImageDraw, # on the picture
     fill = COLORS[color]
     if shape == "circle": draw.ellipse(box, fill=fill)
     elif shape == "square": draw.rectangle(box, fill=fill)
-    else: draw.polygon([((left + right) / 2, top), (right, bottom), (left, bottom)], fill=fill)
+    else: draw.polygon([((left + right) / 2, top), (right, bottom), (left, bottom)],
+                       fill=fill)
 
 # %% ../nbs/reference/scenes.ipynb #fe2ddb0e
 def scene(seed: int, # decides everything
@@ -50,8 +51,10 @@ def scene(seed: int, # decides everything
         boxes[shape] = x, y, x + side, y + side
         draw_shape(draw, shape, color, boxes[shape])
     pairs = list(zip(shapes, colors))
-    texts = [dict(user=f"what color is the {s}?", assistant=c, source="color") for s, c in pairs]
-    texts += [dict(user=f"which shape is {c}?", assistant=s, source="shape") for s, c in pairs]
+    texts = [dict(user=f"what color is the {s}?", assistant=c, source="color")
+             for s, c in pairs]
+    texts += [dict(user=f"which shape is {c}?", assistant=s, source="shape")
+              for s, c in pairs]
     return dict(images=[image], texts=texts), boxes
 
 # %% ../nbs/reference/scenes.ipynb #69fa31d5
@@ -59,7 +62,8 @@ def scene_config() -> VLMConfig:
     "Give the sizes of a model for scenes: 64 patches, two encoder layers, three decoder layers."
     vision = VisionConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=2,
                           num_attention_heads=4, image_size=64, patch_size=8)
-    text = TextConfig(vocab_size=320, hidden_size=64, intermediate_size=256, num_hidden_layers=3,
+    text = TextConfig(vocab_size=320, hidden_size=64, intermediate_size=256,
+                      num_hidden_layers=3,
                       num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
                       rope_theta=10_000.0)
     return VLMConfig(vision, text, scale_factor=1, image_token_id=5)
@@ -73,7 +77,8 @@ def scene_model(folder: str="runs/scenes", # a checkpoint here is loaded; otherw
     if not Path(folder, "config.json").exists():
         rows = [scene(n)[0] for n in range(3000)]
         model, processor = tiny_model(rows[:300], seed, scene_config())
-        settings = TrainConfig(output_dir="", steps=steps, batch_size=32, questions=4, seed=seed,
+        settings = TrainConfig(output_dir="", steps=steps, batch_size=32, questions=4,
+                               seed=seed,
                                progress=False)
         train(model, processor, rows, settings)
         model.save_pretrained(folder)
