@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['RATINGS', 'cauldron_features', 'from_questions', 'easy_vqa', 'read_table', 'image_folder', 'good_turns', 'in_schema',
-           'find_subsets', 'choose_subsets', 'mixture', 'load_data', 'split_rows', 'make_example', 'Examples', 'draw',
-           'may_look', 'stack', 'collate', 'pack']
+           'find_subsets', 'choose_subsets', 'mixture', 'load_data', 'picture_keys', 'hold_out', 'is_candidate',
+           'shows_none_of', 'hold_out_of_stream', 'split_rows', 'make_example', 'Examples', 'draw', 'may_look', 'stack',
+           'collate', 'pack']
 
 # %% ../nbs/11_data.ipynb #7894cb1e
-import difflib, zlib
+import difflib, hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -210,20 +212,83 @@ def load_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or 
     return mixture(name, split, **options)
 
 # %% ../nbs/11_data.ipynb #d61d68d4
+def picture_keys(row: dict, # in The Cauldron's schema
+                 ) -> tuple[str]: # a checksum of each image's file; without images, one of the texts
+    "Compute what a row shows, by which repeats are known. A file that cannot be read goes by its name."
+    def content(image):
+        if not image: return b""
+        if image["bytes"]: return image["bytes"]
+        try: return Path(image["path"]).read_bytes()
+        except (OSError, TypeError, ValueError): return str(image["path"]).encode()
+    pictures = [content(image) for image in row["images"] or []]
+    shown = pictures or [repr(row["texts"]).encode()]
+    return tuple(hashlib.blake2b(data, digest_size=16).hexdigest() for data in shown)
+
+# %% ../nbs/11_data.ipynb #597a2a84
+def hold_out(rows,         # Dataset in The Cauldron's schema
+             share: float, # of the different images
+             most: int,    # rows
+             seed: int,    # of the choice
+             ):            # -> training rows, validation rows
+    "Choose images to hold out, at random. Raises ValueError if no row would be left to learn from."
+    numbers = {} # what is shown: numbers of the rows that show it
+    for n, row in enumerate(rows): numbers.setdefault(picture_keys(row), []).append(n)
+    shown = [*numbers]
+    order = np.random.default_rng(seed).permutation(len(shown))
+    count = min(most, max(1, round(share * len(shown))))
+    held = {key for s in order[:count] for key in shown[s]}
+    learnt = [n for s in order[count:] if held.isdisjoint(shown[s]) for n in numbers[shown[s]]]
+    if not learnt:
+        raise ValueError(f"{len(rows)} row(s) with {len(shown)} different image(s): if some are held "
+                         "out, none are left to learn from; give more, or a share of 0 (--valid-share 0)")
+    texts = rows.select_columns("texts")
+    once = {(shown[s], repr(texts[n])): n for s in order[:count] for n in reversed(numbers[shown[s]])}
+    return rows.select(learnt), rows.select([*once.values()][:most])
+
+# %% ../nbs/11_data.ipynb #ebb2e554
+def is_candidate(row: dict,    # in The Cauldron's schema
+                 share: float, # of rows that shall be
+                 ) -> bool:
+    "Decide by a row's images whether it may be held out."
+    key = hashlib.blake2b("".join(picture_keys(row)).encode(), digest_size=4).hexdigest()
+    return int(key, 16) < share * 2**32
+
+# %% ../nbs/11_data.ipynb #5199ccc0
+def shows_none_of(row: dict,       # in The Cauldron's schema
+                  held: frozenset, # from `picture_keys`
+                  ) -> bool:
+    "Tell whether a row shows no image that is held out."
+    return held.isdisjoint(picture_keys(row))
+
+# %% ../nbs/11_data.ipynb #f2d4f4ff
+def hold_out_of_stream(rows,         # stream in The Cauldron's schema
+                       share: float, # of the rows, about
+                       most: int,    # rows
+                       ):            # -> training stream, list of validation rows
+    "Hold the first candidates of a stream out, each once."
+    once = {}
+    for row in rows.filter(partial(is_candidate, share=share)):
+        once.setdefault((picture_keys(row), repr(row["texts"])), row)
+        if len(once) == most: break
+    held = frozenset(key for keys, _ in once for key in keys)
+    return rows.filter(partial(shows_none_of, held=held)), [*once.values()]
+
+# %% ../nbs/11_data.ipynb #16c7c54c
 def split_rows(rows,              # Dataset or stream in The Cauldron's schema
-               share: float=0.05, # of the rows (images) that is held out
+               share: float=0.05, # of the images that is held out; 0 = none, and nothing is read
                most: int=1000,    # rows that are held out at most; of a stream a fifth of them
                seed: int=0,       # of the choice
                ):                 # -> training rows, validation rows
-    "Hold images out, to choose the checkpoint by; of a stream, by a checksum of what a row holds."
-    if hasattr(rows, "__len__"):
-        count = min(most, max(1, round(share * len(rows))))
-        parts = rows.train_test_split(test_size=count, seed=seed)
-        return parts["train"], parts["test"]
-    def held(row): # the same for every reader, each with its part of the stream
-        images = [image["bytes"] or image["path"] for image in row["images"]]
-        return zlib.crc32(repr((row["texts"], images)).encode()) % 1000 < 1000 * share
-    return rows.filter(lambda row: not held(row)), list(rows.filter(held).take(most // 5))
+    """Hold images out, to choose the checkpoint by: none of them is also learnt.
+
+    Raises ValueError if the share is not from 0 to below 1, or no row would be left to learn from."""
+    if not 0 <= share < 1:
+        raise ValueError(f"a share of {share} cannot be held out: give 0 (nothing) to below 1, such "
+                         "as 0.05")
+    if most < 0: raise ValueError(f"at most {most} rows cannot be held out: give 0 or more")
+    if not share or not most: return rows, []
+    if hasattr(rows, "__len__"): return hold_out(rows, share, most, seed)
+    return hold_out_of_stream(rows, share, max(1, most // 5))
 
 # %% ../nbs/11_data.ipynb #4fbdb4ed
 def make_example(row: dict,            # in The Cauldron's schema
