@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'PICTURES', 'TABLES', 'RATINGS', 'cauldron_features', 'from_questions', 'easy_vqa', 'read_csv',
            'read_jsonl', 'read_answers', 'split_word', 'files_of_split', 'visible_files', 'read_one_table',
-           'read_table', 'image_folder', 'good_turns', 'is_picture', 'picture_columns', 'check_columns',
-           'is_rated_well', 'in_schema', 'subset_files', 'find_subsets', 'split_files', 'pick_split', 'choose_subsets',
-           'usable_files', 'Part', 'open_subset', 'open_mixture', 'mix', 'mixture', 'describe_mixture', 'mixture_table',
+           'read_table', 'image_folder', 'good_turns', 'is_picture', 'picture_columns', 'check_columns', 'has_turns',
+           'has_answers', 'in_schema', 'subset_files', 'find_subsets', 'split_files', 'pick_split', 'choose_subsets',
+           'usable_files', 'Part', 'open_subset', 'open_mixture', 'mix', 'describe_mixture', 'mixture_table',
            'open_data', 'load_data', 'picture_keys', 'hold_out', 'is_candidate', 'shows_none_of', 'hold_out_of_stream',
            'split_rows', 'read_turn', 'make_example', 'Examples', 'draw', 'may_look', 'stack', 'collate', 'pack']
 
@@ -227,7 +227,8 @@ def image_folder(folder: str, # with images and a metadata.csv or .jsonl: column
         try: answer, answers = read_answers(row)
         except ValueError as error: raise ValueError(f"{where}: {error}") from None
         if any(not isinstance(text, str) or not text.strip() for text in (question, answer)):
-            raise ValueError(f"{where} has no question or no answer, or one that is no text: {row}")
+            raise ValueError(f"{where} has no question or no answer, or one that is no text: "
+                             f"{str(row)[:300]}")
         questions.append((path, question, answer, source, answers))
     return from_questions(questions)
 
@@ -242,12 +243,14 @@ def good_turns(row: dict,       # of The Cauldron, of FineVision, or like either
     source = row.get("source") or source
     ratings = [row.get(f"{name}_ratings") or [] for name in RATINGS]
     texts = []
-    for n, turn in enumerate(row["texts"] or []):
+    for n, turn in enumerate(row["texts"] or [None]): # what is missing is counted later, as a turn of no use
         rated = [r[n] for r in ratings if n < len(r)]
         if not all(r is None or r >= min_rating for r in rated): continue
-        turn = turn or {} # a turn that is missing is counted later, as one that cannot be used
+        turn = turn or {}
         own_source = turn.get("source") or source
-        texts.append(dict(user=turn.get("user"), assistant=turn.get("assistant"), source=own_source))
+        good = dict(user=turn.get("user"), assistant=turn.get("assistant"), source=own_source)
+        if "answers" in turn: good["answers"] = turn["answers"]
+        texts.append(good)
     return dict(images=row["images"] or [], texts=texts)
 
 # %% ../nbs/11_data.ipynb #c030c376
@@ -257,6 +260,7 @@ def is_picture(kind, # Arrow's type of a column
     if hasattr(kind, "value_type"): return is_picture(kind.value_type)
     return hasattr(kind, "get_field_index") and min(map(kind.get_field_index, ("bytes", "path"))) >= 0
 
+# %% ../nbs/11_data.ipynb #58b2a19e
 def picture_columns(schema, # Arrow's schema of a table
                     ) -> list[str]:
     "List the columns that hold pictures, by their types; and bytes, by their names."
@@ -269,6 +273,8 @@ def check_columns(schema,      # Arrow's schema of a table
                   ):
     "Raise ValueError if images or texts are missing or of a wrong type, or another column holds pictures."
     names = sorted(schema.names)
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice: raise ValueError(f"{source} has the column {twice[0]!r} twice: take one away")
     if not {"images", "texts"} <= {*names}:
         raise ValueError(f"{source} has the columns {names}, not 'images' and 'texts': give data "
                          "in the schema of The Cauldron or FineVision")
@@ -276,24 +282,35 @@ def check_columns(schema,      # Arrow's schema of a table
     if others:
         raise ValueError(f"{source} has pictures in {others}, and only those of 'images' are shown: put "
                          "them there, or take the column away")
-    images = getattr(schema.field("images").type, "value_type", schema.field("images").type)
-    if not (is_picture(images) or str(images) in ("null", "binary", "large_binary", "string")):
-        raise ValueError(f"{source}: 'images' is {images}: give a list of images")
-    turn = getattr(schema.field("texts").type, "value_type", schema.field("texts").type)
+    def inside(name): # type of a list's items; a column without any value has no type
+        kind = schema.field(name).type
+        return kind if str(kind) == "null" else getattr(kind, "value_type", None)
+    images = inside("images")
+    if not is_picture(images) and str(images) not in ("null", "binary", "large_binary", "string"):
+        raise ValueError(f"{source}: 'images' is {schema.field('images').type}: give a list of images")
+    for name in (f"{name}_ratings" for name in RATINGS):
+        if name not in names or re.match("int|uint|float|double|null", str(inside(name))): continue
+        raise ValueError(f"{source}: {name!r} is {schema.field(name).type}: give a number for each turn")
+    turn = inside("texts")
     for name in () if str(turn) == "null" else ("user", "assistant"):
         known = hasattr(turn, "get_field_index") and turn.get_field_index(name) >= 0
-        if known and any(word in str(turn.field(name).type) for word in ("string", "null")): continue
+        if known and re.search("string|null", str(turn.field(name).type)): continue
         raise ValueError(f"{source}: 'texts' is {schema.field('texts').type}, and its {name!r} is no text: "
                          "give a list of {user, assistant}")
 
-# %% ../nbs/11_data.ipynb #61fc1f7a
-def is_rated_well(texts: list | None, # of a row
-                  *ratings: list | None, # of its turns
-                  min_rating: int=1,  # as for `good_turns`
-                  ) -> bool:
-    "Tell whether a row has a turn without a low rating. A row without turns stays: it is counted later."
-    def is_good(n): return all(r[n] is None or r[n] >= min_rating for r in ratings if r and n < len(r))
-    return not texts or any(map(is_good, range(len(texts))))
+# %% ../nbs/11_data.ipynb #a1c9e636
+def has_turns(texts: list, # of a row
+              ) -> bool:
+    "Tell whether any turn is left."
+    return len(texts) > 0
+
+# %% ../nbs/11_data.ipynb #eb3c86c7
+def has_answers(rows, # Dataset or stream
+                ) -> bool:
+    "Tell whether a turn has a list of all answers that were given."
+    turn = getattr((rows.features or {}).get("texts"), "feature", None)
+    known = cauldron_features(True)["texts"].feature
+    return isinstance(turn, dict) and turn.get("answers") == known["answers"]
 
 # %% ../nbs/11_data.ipynb #bb2ad0f1
 def in_schema(rows,           # Dataset or stream of The Cauldron, of FineVision, or like either
@@ -302,18 +319,16 @@ def in_schema(rows,           # Dataset or stream of The Cauldron, of FineVision
               ):              # -> likewise, in The Cauldron's schema
     "Keep the schema's columns and the good turns. Raises ValueError as `check_columns` does."
     from datasets import IterableDataset
-    features = cauldron_features()
     if rows.features: check_columns(rows.features.arrow_schema, source)
+    features = cauldron_features(has_answers(rows))
     columns = rows.column_names or next(iter(rows), features)
     others = [column for column in columns if column not in features]
     stored = not isinstance(rows, IterableDataset)
     if stored and not others and rows.features["texts"] == features["texts"]: return rows.cast(features)
     rows = rows.cast_column("images", features["images"])
-    rated = [f"{name}_ratings" for name in RATINGS if f"{name}_ratings" in others]
-    if min_rating > 1 and rated:
-        rows = rows.filter(partial(is_rated_well, min_rating=min_rating), input_columns=["texts", *rated])
     options = dict(source=source, min_rating=min_rating)
-    return rows.map(good_turns, fn_kwargs=options, features=features, remove_columns=others)
+    changed = rows.map(good_turns, fn_kwargs=options, features=features, remove_columns=others)
+    return changed.filter(has_turns, input_columns=["texts"]) if min_rating > 1 else changed
 
 # %% ../nbs/11_data.ipynb #299cc7fd
 def subset_files(folder: str, # with Parquet files
@@ -338,7 +353,8 @@ def find_subsets(folder: str,  # or a hub name
     "List subsets: the folders of Parquet files in a folder, or a hub repository's configurations."
     if not Path(folder).is_dir():
         from datasets import get_dataset_config_names
-        return {name: dict(path=folder, name=name, split=split) for name in get_dataset_config_names(folder)}
+        names = get_dataset_config_names(folder)
+        return {name: dict(path=folder, name=name, split=split or "train") for name in names}
     chosen = {name: files_of_split(files, split, folder) for name, files in subset_files(folder).items()}
     return {name: dict(path="parquet", data_files=[str(file) for file in files], split="train")
             for name, files in chosen.items() if files}
@@ -358,6 +374,7 @@ def split_files(folder: str,       # with Parquet files
     raise ValueError(f"{folder} has no Parquet file for the split {split!r}: choose one of "
                      f"{', '.join(sorted(words))}")
 
+# %% ../nbs/11_data.ipynb #c2b972b4
 def pick_split(name: str,     # of a data set, as for `load_data`
                *wished: str,  # splits, the best first
                ) -> str | None: # None = the folder names no split: it is one part
@@ -440,7 +457,7 @@ class Part:
 def open_subset(name: str,        # of the subset
                 arguments: dict,  # for `load_dataset`
                 weight: float | None, # as for `Part`
-                streaming: bool,  # as for `mixture`
+                streaming: bool,  # as for `open_mixture`
                 min_rating: int,  # as for `in_schema`
                 ) -> Part:
     "Open a subset; its count is 0 if it has no row. Raises ValueError if it cannot be read."
@@ -462,9 +479,9 @@ def open_subset(name: str,        # of the subset
     return Part(name, rows, count, weight)
 
 # %% ../nbs/11_data.ipynb #db8a86c6
-def open_mixture(name: str,           # as for `mixture`
+def open_mixture(name: str,           # "folder:subset=weight,subset,…", or the folder (or hub name) alone for all subsets
                  split: str | None="train", # which part
-                 streaming: bool=False, # as for `mixture`
+                 streaming: bool=False, # read while training, and keep nothing
                  min_rating: int=1,   # as for `in_schema`
                  ) -> list[Part]:
     "Open the subsets of a mixture that have rows. Raises ValueError if none has, or as `choose_subsets`."
@@ -492,6 +509,7 @@ def mix(parts: list[Part], # from `open_mixture`
     from datasets import concatenate_datasets, interleave_datasets
     rows = [part.rows for part in parts]
     if len(parts) == 1: return rows[0]
+    if any(map(has_answers, rows)): rows = [part.cast(cauldron_features(True)) for part in rows]
     drawn = [part.weight for part in parts]
     until = "all_exhausted"
     if None in drawn: # no weights
@@ -500,18 +518,6 @@ def mix(parts: list[Part], # from `open_mixture`
         if None in drawn or all(hasattr(part, "__len__") for part in rows): return concatenate_datasets(rows)
     shares = [weight / sum(drawn) for weight in drawn]
     return interleave_datasets(rows, shares, seed=seed, stopping_strategy=until)
-
-# %% ../nbs/11_data.ipynb #a2c00071
-def mixture(name: str,           # "folder:subset=weight,subset,…", or the folder (or hub name) alone for all subsets
-            split: str | None="train", # which part
-            streaming: bool=False, # read while training, and keep nothing
-            min_rating: int=1,   # as for `in_schema`
-            seed: int=0,         # as for `mix`
-            ):                   # -> Dataset or stream in The Cauldron's schema
-    """Mix subsets: each row once, or, with weights, in their proportion until all are used up.
-
-    Raises ValueError if the folder has no Parquet file for the split, or as `open_mixture`."""
-    return mix(open_mixture(name, split, streaming, min_rating), seed)
 
 # %% ../nbs/11_data.ipynb #a903613c
 def describe_mixture(parts: list[Part], # from `open_mixture` or `open_data`
@@ -541,7 +547,7 @@ def describe_mixture(parts: list[Part], # from `open_mixture` or `open_data`
 def mixture_table(lines: list[dict], # from `describe_mixture`
                   ) -> str:
     "Write a mixture as a table."
-    def row(*cells): return f"{cells[0]:<24}" + "".join(f"{cell:>10}" for cell in cells[1:])
+    def row(*cells): return f"{cells[0]:<24}" + "".join(f"{cell:>12}" for cell in cells[1:])
     table = [row("subset", "rows", "weight", "of rows", "of answers", "times seen")]
     for line in lines:
         count = "?" if line["rows"] is None else f"{line['rows']:,}"
@@ -552,9 +558,9 @@ def mixture_table(lines: list[dict], # from `describe_mixture`
     return "\n".join(table)
 
 # %% ../nbs/11_data.ipynb #6bd909ff
-def open_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or as for `mixture`
+def open_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or as for `open_mixture`
               split: str | None="train", # which part, in any usual spelling; None = all of a folder that names no parts
-              **options,           # streaming and min_rating, as for `mixture`
+              **options,           # streaming and min_rating, as for `open_mixture`
               ) -> list[Part]:     # for `describe_mixture` and `mix`
     """Open a data set by name: easy-VQA, a folder of your own, or a mixture from a folder or the hub.
 
@@ -573,13 +579,13 @@ def open_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or 
         raise FileNotFoundError(f"no data set {folder!r}: give 'easy-vqa', an existing folder, or a "
                                 "hub name such as 'HuggingFaceM4/the_cauldron:vqav2'")
     else: return open_mixture(name, split, **options)
-    return [Part(Path(name).name, rows, len(rows))]
+    return [Part(Path(name).resolve().name, rows, len(rows))]
 
 # %% ../nbs/11_data.ipynb #22fb0373
 def load_data(name: str,           # as for `open_data`
               split: str | None="train", # likewise
               seed: int=0,         # as for `mix`
-              **options,           # streaming and min_rating, as for `mixture`
+              **options,           # streaming and min_rating, as for `open_mixture`
               ):                   # -> Dataset or stream in The Cauldron's schema
     "Load a data set by name. Raises as `open_data` does."
     return mix(open_data(name, split, **options), seed)
