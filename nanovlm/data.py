@@ -207,8 +207,8 @@ def read_table(folder: str,      # as for `image_folder`
     else: chosen = [row for table in files_of_split(tables, split, folder) for row in rows[table]]
     if chosen: return chosen
     known = set().union(*words.values()) or {split_word(table, folder) or "train" for table in tables}
-    raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(sorted(known))}; name it, or "
-                     "make a folder of that name with a table of its own")
+    raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(sorted(known))}; choose it "
+                     "(--split), or make a folder of that name with a table of its own")
 
 # %% ../nbs/11_data.ipynb #2d91f856
 def image_folder(folder: str, # with images and a metadata.csv or .jsonl: columns file_name, question, answer
@@ -454,6 +454,7 @@ class Part:
     count: int | None    # its rows, of a stream before turns are left out; None = nobody knows
     weight: float | None=None # how often rows are drawn of it; None = as often as it has rows
 
+# %% ../nbs/11_data.ipynb #2aa55bed
 def open_subset(name: str,        # of the subset
                 arguments: dict,  # for `load_dataset`
                 weight: float | None, # as for `Part`

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from PIL import Image
+from nanovlm.batches import Windows
 from nanovlm.data import (
     Examples, cauldron_features, describe_mixture, easy_vqa, load_data, mixture_table, open_data, pick_split,
     read_turn, split_files, split_rows)
@@ -122,6 +123,16 @@ def test_streams_can_be_sent_to_another_process(tmp_path, name):
     learnt, held = split_rows(stream, 0.2)
     copy = pickle.loads(pickle.dumps(learnt))
     assert answers(copy) == answers(learnt) != []
+
+@pytest.mark.parametrize("wanted", ["", ":a=1,b=2"])
+def test_what_reads_a_stream_can_be_sent_to_another_process(tmp_path, processor, wanted):
+    "A worker that is spawned (macOS, Windows, Python 3.14) gets a pickled copy, which reads the same."
+    for subset in "ab": write(tmp_path / subset / "train-0.parquet", [row(n) for n in range(10)])
+    learnt, _ = split_rows(load_data(f"{tmp_path}{wanted}", streaming=True), 0.2)
+    windows = Windows(Examples(learnt, processor), 4)
+    copy = pickle.loads(pickle.dumps(windows))
+    first, same = [next(iter(w))["batch"]["input_ids"] for w in (windows, copy)]
+    assert first.equal(same)
 
 # Layouts
 
