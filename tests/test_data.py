@@ -163,8 +163,10 @@ def test_file_names_do_not_make_splits(folder):
     (folder / "a.png").rename(folder / "train/a.png")
     (folder / "b.jpg").rename(folder / "my_test.jpg")
     as_csv(folder, [HEADER, "train/a.png,what?,red", "my_test.jpg,what?,blue", "c.webp,what?,green"])
-    answers = [t["assistant"] for texts in load_data(str(folder), "test")["texts"] for t in texts]
-    assert sorted(answers) == ["blue", "green", "red"]
+    for split in ("train", None): # all of it is one part
+        answers = [t["assistant"] for texts in load_data(str(folder), split)["texts"] for t in texts]
+        assert sorted(answers) == ["blue", "green", "red"]
+    with pytest.raises(ValueError, match="no split 'test': it has train"): load_data(str(folder), "test")
 
 @pytest.mark.parametrize("lines, complaint", [
     (["file_name,question", "a.png,what?"], "'answer'"),
