@@ -8,18 +8,19 @@ __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'SQUARES_BYTES', '
            'SPLITS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count', 'score',
            'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy', 'name_images',
            'find_fault', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons',
-           'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate', 'report', 'choice_prompt',
-           'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice', 'with_answer',
-           'answer_score', 'score_options', 'split_options', 'read_question', 'read_options', 'read_gold',
-           'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy', 'choose_files', 'gives_numbers',
-           'load_choices', 'read_all', 'evaluate_choices']
+           'answer_batch', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate', 'report',
+           'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice',
+           'with_answer', 'answer_score', 'score_options', 'split_options', 'read_question', 'read_options',
+           'read_gold', 'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy', 'choose_files',
+           'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import ast, hashlib, math, re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -316,6 +317,18 @@ def count_reasons(unusable: dict, # (number of a row, of a question in it or Non
     counts = Counter(unusable.values())
     return {f"{why} (first: row {first[why]})": count for why, count in counts.most_common()}
 
+def answer_batch(model: VisionLanguageModel, # in eval mode
+                 processor: Processor, # the one that belongs to it
+                 part: list,           # from `in_batches`
+                 max_new_tokens: int,  # longest answer, in tokens
+                 ) -> list[dict]:      # the questions, each with its prediction
+    "Answer some questions together, by greedy decoding."
+    asked, prompts, pixels = zip(*part)
+    batch = left_pad(prompts, processor.pad_token_id) | dict(pixel_values=torch.cat(pixels))
+    tokens = generate(model, **to_device(model, batch), max_new_tokens=max_new_tokens,
+                      eos_token_id=processor.eos_token_id)
+    return [a | dict(prediction=processor.decode(ids)) for a, ids in zip(asked, tokens)]
+
 def require_some(predictions: list, # what is left
                  rows,              # of these
                  unusable: dict,    # as for `count_reasons`
@@ -343,17 +356,12 @@ def predict(model: VisionLanguageModel, # in eval mode
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}: give at least 1")
     rows = rows if hasattr(rows, "__len__") else list(rows)
     pictures = Pictures(rows, processor, {} if unusable is None else unusable)
-    answered = []
-    for part in in_batches(make_prompts(pictures, images, max_new_tokens), batch_size):
-        asked, prompts, pixels = zip(*part)
-        batch = left_pad(prompts, processor.pad_token_id) | dict(pixel_values=torch.cat(pixels))
-        tokens = generate(model, **to_device(model, batch), max_new_tokens=max_new_tokens,
-                          eos_token_id=processor.eos_token_id)
-        for a, ids in zip(asked, tokens):
-            a["prediction"] = processor.decode(ids)
-            a["score"] = METRICS[metric](a["prediction"], a.get("answers") or [a["answer"]])
-            a["right"] = a["score"] >= 0.5
-            answered.append(a)
+    batches = in_batches(make_prompts(pictures, images, max_new_tokens), batch_size)
+    answer = partial(answer_batch, model, processor, max_new_tokens=max_new_tokens)
+    answered = list(chain.from_iterable(map(answer, batches))) # no name keeps a batch longer than it is needed
+    for a in answered:
+        a["score"] = METRICS[metric](a["prediction"], a.get("answers") or [a["answer"]])
+        a["right"] = a["score"] >= 0.5
     require_some(answered, rows, pictures.unusable)
     return answered
 
