@@ -8,8 +8,8 @@ __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'SQUARES_BYTES', '
            'SPLITS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count', 'score',
            'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy', 'name_images',
            'find_fault', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons',
-           'answer_batch', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate', 'report',
-           'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice',
+           'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate',
+           'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice',
            'with_answer', 'answer_score', 'score_options', 'split_options', 'read_question', 'read_options',
            'read_gold', 'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy', 'choose_files',
            'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
@@ -202,9 +202,10 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
                    unusable: dict, # is filled: (number of a row, of a question in it or None): why it is left out
                    ) -> list[tuple[int, dict]]: # (number of the question in its row; row, question, answer, source, answers)
     "List the questions that can be asked, without a look at images."
-    texts = rows["texts"] if hasattr(rows, "column_names") else (row["texts"] for row in rows)
+    if hasattr(rows, "select_columns"): rows = rows.select_columns(["texts"])
     asked = []
-    for n, turns in enumerate(texts):
+    for n, row in enumerate(rows):
+        turns = row.get("texts")
         if not turns: unusable.setdefault((n, None), "the row has no questions")
         for k, turn in enumerate(turns or []):
             fault = find_fault(turn)
@@ -220,25 +221,34 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
 # %% ../nbs/13_evaluation.ipynb #158c3d3b
 @dataclass
 class Pictures:
-    "The images of some rows. Each is opened when it is asked for; two rows' are kept."
+    "Rows and their images. Each row's are opened when they are asked for; those of two rows are kept."
     rows: list             # Dataset, or a list, in The Cauldron's schema
     processor: Processor   # makes pixels of them
     unusable: dict = field(default_factory=dict) # as for `list_questions`
     names: dict = field(default_factory=dict)    # number of a row: the name of its images
-    squares: dict = field(default_factory=dict)  # number of a row: how many squares they are; None = not readable
+    grids: dict = field(default_factory=dict)    # number of a row: how each image is cut; None = not readable
+    squares: dict = field(default_factory=dict)  # number of a row: how many squares that makes, all in all
 
     def __post_init__(self): self.open = lru_cache(2)(self._open)
 
-    def _open(self, n: int) -> tuple[Tensor, list[Grid]] | None:
+    def __len__(self): return len(self.rows)
+
+    def _open(self, n: int) -> Tensor | None: # (squares, 3, H, W)
         images = self.rows[n].get("images")
-        try: pixels, grids = self.processor.pixels(images)
+        self.squares[n] = self.grids[n] = None
+        try: pixels, self.grids[n] = self.processor.pixels(images)
         except ValueError:
             self.unusable[n, None] = "an image cannot be read"
-            self.squares[n] = None
             return None
         self.names[n] = name_images(images) or f"row {n}"
         self.squares[n] = len(pixels)
-        return pixels, grids
+        return pixels
+
+    def look(self, n: int, # number of a row
+             ) -> list[Grid] | None: # how its images are cut; None = they cannot be read
+        "Open a row's images if nothing is known about them."
+        if n not in self.grids: self.open(n)
+        return self.grids[n]
 
     def find_other(self, n: int, # number of a row
                    ) -> int | None:
@@ -246,21 +256,22 @@ class Pictures:
         count = len(self.rows)
         for step in range(count):
             other = (n + count // 2 + step) % count
-            if other not in self.squares: self.open(other)
+            self.look(other)
             alike = self.squares[other] == self.squares[n]
             if alike and self.names[other] != self.names[n]: return other
         return None
 
-    def show(self, n: int,    # number of a row that opens
+    def show(self, n: int,    # number of a row that was looked at
              what: str="own", # "own"; "blank" = mid-grey; "other" = another row's, or blank if there is none
              ) -> Tensor:     # (squares, 3, H, W)
         "Return what the model is shown. Raises ValueError for another `what`."
         if what not in ("own", "blank", "other"):
             raise ValueError(f"images {what!r} are not known: choose 'own', 'blank' or 'other'")
-        pixels, _ = self.open(n)
-        if what == "own": return pixels
+        if what == "own": return self.open(n)
         other = self.find_other(n) if what == "other" else None
-        return torch.zeros_like(pixels) if other is None else self.open(other)[0]
+        if other is not None: return self.open(other)
+        side = self.processor.image_size
+        return torch.zeros(self.squares[n], 3, side, side)
 
 # %% ../nbs/13_evaluation.ipynb #4317c0e7
 def left_pad(prompts: list[list[int]], # token ids
@@ -282,9 +293,9 @@ def make_prompts(pictures: Pictures, # of the rows
     limit = processor.max_length
     for k, asked in list_questions(pictures.rows, pictures.unusable):
         n = asked["row"]
-        opened = pictures.open(n)
-        if opened is None: continue
-        prompt = processor.prompt(asked["question"], opened[1])
+        grids = pictures.look(n)
+        if grids is None: continue
+        prompt = processor.prompt(asked["question"], grids)
         if len(prompt) + room > limit:
             pictures.unusable[n, k] = f"the prompt leaves less than {room} tokens of {limit} for an answer"
             continue
@@ -329,6 +340,13 @@ def answer_batch(model: VisionLanguageModel, # in eval mode
                       eos_token_id=processor.eos_token_id)
     return [a | dict(prediction=processor.decode(ids)) for a, ids in zip(asked, tokens)]
 
+def as_pictures(rows,                 # as for `predict`
+                processor: Processor, # makes pixels of their images
+                ) -> Pictures:
+    "Make pictures of rows, unless they are some."
+    if isinstance(rows, Pictures): return rows
+    return Pictures(rows if hasattr(rows, "__len__") else list(rows), processor)
+
 def require_some(predictions: list, # what is left
                  rows,              # of these
                  unusable: dict,    # as for `count_reasons`
@@ -341,28 +359,26 @@ def require_some(predictions: list, # what is left
 
 def predict(model: VisionLanguageModel, # in eval mode
             processor: Processor,  # the one that belongs to it
-            rows,                  # Dataset, stream or list in The Cauldron's schema
+            rows,                  # Dataset, stream or list in The Cauldron's schema, or `Pictures` of one
             images: str="own",     # what the model is shown, as for `Pictures.show`
             batch_size: int=256,   # questions answered together, at most
             max_new_tokens: int=16, # longest answer, in tokens
             metric: str="exact_match", # a key of `METRICS`
-            unusable: dict=None,   # is filled: (number of a row, of a question in it or None): why it was left out
             ) -> list[dict]:       # row, question, answer, source, image, prediction, score, right: one per question
-    """Answer every question by greedy decoding. What cannot be asked is left out.
+    """Answer every question by greedy decoding. What cannot be asked is left out, and noted in `Pictures`.
 
     Raises ValueError if nothing is left, or for an unknown metric."""
     if metric not in METRICS:
         raise ValueError(f"the metric {metric!r} is not known: choose one of {', '.join(METRICS)}")
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}: give at least 1")
-    rows = rows if hasattr(rows, "__len__") else list(rows)
-    pictures = Pictures(rows, processor, {} if unusable is None else unusable)
+    pictures = as_pictures(rows, processor)
     batches = in_batches(make_prompts(pictures, images, max_new_tokens), batch_size)
     answer = partial(answer_batch, model, processor, max_new_tokens=max_new_tokens)
     answered = list(chain.from_iterable(map(answer, batches))) # no name keeps a batch longer than it is needed
     for a in answered:
         a["score"] = METRICS[metric](a["prediction"], a.get("answers") or [a["answer"]])
         a["right"] = a["score"] >= 0.5
-    require_some(answered, rows, pictures.unusable)
+    require_some(answered, pictures, pictures.unusable)
     return answered
 
 # %% ../nbs/13_evaluation.ipynb #4fbdb4ed
@@ -380,9 +396,12 @@ def text_baselines(train_rows, # rows the model learnt from
                    rows,       # rows it is tested on
                    metric: str="exact_match", # a key of `METRICS`
                    ) -> dict[str, float]: # majority, question_only
-    "Score what needs no image: the commonest answer of all, and the commonest answer to the same words."
+    """Score what needs no image: the commonest answer of all, and the commonest answer to the same words.
+
+    Raises ValueError if there is no question to learn from."""
     def turns(rows): return [turn for _, turn in list_questions(rows, {})]
     learnt, asked = turns(train_rows), turns(rows)
+    if not learnt: raise ValueError("the rows to learn from hold no question with an answer")
     counts = defaultdict(Counter) # of answers to each question
     for turn in learnt: counts[turn["question"]][normalise(turn["answer"])] += 1
     best = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
@@ -403,19 +422,19 @@ def evaluate(model: VisionLanguageModel, # in eval mode
              **kwargs,             # batch_size and max_new_tokens, as for `predict`
              ) -> dict:            # the metric, interval, count, by_type, one per blindfold, baselines, unusable, predictions
     "Score answers by kind of question, and beside it the same model without the right image."
-    unusable = {}
-    options = dict(metric=metric, unusable=unusable, **kwargs)
-    predictions = predict(model, processor, rows, **options)
+    options = dict(metric=metric, **kwargs)
+    pictures = as_pictures(rows, processor)
+    predictions = predict(model, processor, pictures, **options)
     by_type = exact_match(predictions)
     total = by_type.pop("all")
     metrics = {metric: total.pop("accuracy"), **total, "by_type": by_type}
     for name, images in BLINDFOLDS.items():
-        blind = predict(model, processor, rows, images, **options)
+        blind = predict(model, processor, pictures, images, **options)
         metrics[f"{name}_{metric}"] = exact_match(blind)["all"]["accuracy"]
     if train_rows is not None:
         asked = [dict(texts=[p | dict(user=p["question"], assistant=p["answer"])]) for p in predictions]
         metrics |= text_baselines(train_rows, asked, metric)
-    return metrics | dict(metric=metric, unusable=count_reasons(unusable), predictions=predictions)
+    return metrics | dict(metric=metric, unusable=count_reasons(pictures.unusable), predictions=predictions)
 
 # %% ../nbs/13_evaluation.ipynb #103633c1
 SCORES = dict(exact_match="exact match", vqa="VQA accuracy", anls="ANLS", relaxed="relaxed accuracy",
@@ -462,7 +481,7 @@ def choice_prompt(question: str,     # what to ask
 REWRITTEN = { # what surrounds an answer (a regular expression): what it becomes
     r"<think>.*?</think>": "",
     r"\bif\b[^.;!?\n]*\b(?:were|had)\b[^.;!?\n]*": "", # "If it were a cat, the answer would be A"
-    r"\\boxed|<answer>": " answer: ",
+    r"\\?\bboxed\b|<answer>": " answer: ",
     r"</?[a-z]+>|\\[a-z]+|\\.|[*_`$\"“”{}#]": "",       # tags, LaTeX, Markdown, quotes
     r"['‘’]([A-J])['’]": r"\1"}
 
@@ -505,9 +524,9 @@ CLAIMS = { # an example: the form, a regular expression
     "the answer is B":
         rf"(?<!wrong\ ) (?<!incorrect\ ) \b (?:answer|option|choice|solution|correct\ \w+) \b {GAP}"
         rf"(?: \b(?:is|be)\b | [:=] ) {NAMED} LETTER",
-    "answer B": r"\b ans(?:wer)? \b [\s.-]* LETTER",
+    "answer B": r"\b ans(?:wer)? \b [\s.→>-]* LETTER",
     "B is correct":
-        rf"(?<!or\ ) LETTER \s+ (?: is|seems|looks | (?:would|must|appears\ to|seems\ to) \s+ be ) \s+"
+        rf"(?<!or\ ) LETTER \s+ (?: is|seems|looks | (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+"
         rf"(?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}?"
         r"(?:correct|answer|best|better|true|right (?!\s+(?:of|next|in)) ) \b",
     "it must be B":
@@ -519,12 +538,12 @@ CLAIMS = { # an example: the form, a regular expression
     "so B":
         r"\b (?: (?:so|thus|therefore|hence|actually|probably|definitely) \b ,?"
         rf"| (?:no|yes|sure|wait|sorry|correction) \s* [,:–—-] ) {NAMED} LETTER",
-    "It barks. B": r"[.!?] \s+ LETTER [.]? \s* \Z"}
+    "It barks. B": r"[.!?] \s+ LETTER [.!]? \s* \Z"}
 
 # %% ../nbs/13_evaluation.ipynb #a99e3483
 FALLBACKS = { # the form of a letter: the form of letters that may not stand beside it
-    r"""^ (?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+)? LETTER
-        (?: (?<=[)\]]) | [.:](?=\s|$) | ,(?!\s+but\b) | \s+[–—-]\s | \s+(?:because|since|as)\b | \s*$ )""":
+    r"""^ (?:(?:assistant|output|response):\s*)? (?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+)? LETTER
+        (?: (?<=[)\]]) | [.:;](?=\s|$) | ,(?!\s+but\b) | \s+[–—-]\s | \s+(?:because|since|as)\b | \s*$ )""":
         r"(?:^|\s) [(\[]? ([X]) [.):\]]",
     r"\b (?:option|choice) \s+ LETTER": r"\b (?:option|choice) \s+ [(\[]? ([X]) \b"}
 
@@ -539,8 +558,8 @@ def find_written(text: str,          # what a model wrote, plain
     said = normalise(text)
     texts = [normalise(plain_reply(option)) for option in options]
     if said in texts: return texts.index(said)
-    for n, option in enumerate(texts):
-        if re.fullmatch(rf"\W*{letters[n]}\W+{re.escape(option)}\W*", said, re.I): return n
+    for n, (letter, option) in enumerate(zip(letters, texts)):
+        if re.fullmatch(rf"\W*{letter}\W+{re.escape(option)}\W*", said, re.I): return n
     return None
 
 # %% ../nbs/13_evaluation.ipynb #4b95ec51
@@ -614,9 +633,11 @@ def split_options(text: str,      # "A: …, B: …", as MMStar lists them, or "
 
 # %% ../nbs/13_evaluation.ipynb #99f58535
 ORDERS = re.compile(r"""
-    ^ \s* (?:hint:\s*)? (?:please\s+)? (?:directly\s+)? (?:answer|respond|reply|provide|select|choose|give) \b
-    .* (?: \b at\ the\ end \b | \b directly \b | \b option(?:['’]s)?\ letter | letter\ of\ the\ correct
-         | from\ the\ (?:given\ |above\ )?(?:options|choices) | (?:options|choices)\ above ) .* $
+    ^ \s* (?:hint:\s*)? (?:please\s+)? (?:directly\s+)? (?!.*\?)
+    (?: (?:answer|respond|reply|provide|give) \b .*
+        \b (?: at\ the\ end | directly | option(?:['’]s)?\ letter
+              | letter\ of\ the\ correct | given\ choices ) \b
+      | (?:select|choose) \ the\ (?:correct|right|best)\ (?:answer|option|choice|letter) \b ) .* $
     """, re.I | re.M | re.X)
 CONTEXTS = "lecture", "hint", "context", "passage" # columns with more to read
 
@@ -801,9 +822,9 @@ def evaluate_choices(model: VisionLanguageModel, # in eval mode
         prompt = choice_prompt(c["question"], c["options"])
         text = dict(user=prompt, assistant=LETTERS[c["answer"]], source=c["source"])
         return dict(images=choices[n]["images"], texts=[text])
+    pictures = Pictures(Lazy(len(choices), row), processor, unusable)
     def answered(images): # predictions; right is the option that a reply names
-        rows = Lazy(len(choices), row)
-        predictions = predict(model, processor, rows, images, unusable=unusable, **kwargs)
+        predictions = predict(model, processor, pictures, images, **kwargs)
         left_out = {n for n, _ in unusable}
         for p, n in zip(predictions, [n for n in found if n not in left_out]):
             p["option"] = parse_choice(p["prediction"], found[n]["options"])
