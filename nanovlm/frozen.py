@@ -59,7 +59,13 @@ def cache_features(examples: Examples, # rows made ready; changed in place
 def add_lora(model: VisionLanguageModel, # changed in place
              rank: int,                  # of the additions
              ):
-    "Add LoRA (arXiv:2106.09685) to all matrices of the decoder's layers. Raises ValueError without peft."
+    """Add LoRA (arXiv:2106.09685) to all matrices of the decoder's layers.
+
+    Raises ValueError without peft, or if the rank is larger than a side of a matrix."""
+    side = min(min(p.shape) for p in model.text_model.layers.parameters() if p.ndim == 2)
+    if rank > side:
+        raise ValueError(f"lora is {rank}, and the smallest side of the decoder's matrices is {side}: a larger rank "
+                         "adds nothing, so lower it")
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ValueError("lora needs the package peft: pip install peft, or leave lora at 0") from None

@@ -105,7 +105,7 @@ def shard_model(model: nn.Module,     # VisionLanguageModel, changed in place
         part.set_gradient_divide_factor(1.0) # gradients are added, not averaged
         part.set_force_sum_reduction_for_comms(True)
 
-# %% ../nbs/reference/runs.ipynb #295882ef
+# %% ../nbs/reference/runs.ipynb #392d4c2b
 def is_running(number: int, # of a process on this machine
                ) -> bool:
     "Tell whether there is such a process."
@@ -114,7 +114,7 @@ def is_running(number: int, # of a process on this machine
     except OSError: return True # it is somebody else's
     return True
 
-# %% ../nbs/reference/runs.ipynb #2283e3a4
+# %% ../nbs/reference/runs.ipynb #67975302
 def read_holder(text: str, # of a lock file
                 ) -> dict: # process, machine; empty if it does not say
     "Read who wrote a lock file."
@@ -123,7 +123,7 @@ def read_holder(text: str, # of a lock file
         if isinstance(holder, dict) and isinstance(holder.get("process"), int): return holder
     return {}
 
-# %% ../nbs/reference/runs.ipynb #2a731705
+# %% ../nbs/reference/runs.ipynb #879abaf6
 @contextmanager
 def only_run(folder: Path | None, # that a run writes to; None = nowhere
              ):
@@ -151,7 +151,9 @@ def only_run(folder: Path | None, # that a run writes to; None = nowhere
     try:
         with suppress(OSError): file.write_text(json.dumps(me) + "\n") # where a lock keeps even its holder out
         yield
-    finally: lock.release()
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
 
 # %% ../nbs/reference/runs.ipynb #12e9ebf2
 def full_tensor(t: Tensor,   # a tensor, or this process's slice of one
@@ -168,7 +170,7 @@ def shard_like(t: Tensor,     # a whole tensor
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
-# %% ../nbs/reference/runs.ipynb #834ec000
+# %% ../nbs/reference/runs.ipynb #442d724e
 def check_finite(tensors: dict[str, Tensor], # by name
                  where: str,                 # they are, for the message
                  ):
@@ -228,7 +230,7 @@ def read_metadata(file: Path, # a state
     raise ValueError(f"{file} is not a state of a run, or one of another version of nanovlm ({reason}): "
                      "delete it to go on from the one before, or choose another output_dir")
 
-# %% ../nbs/reference/runs.ipynb #75a4a557
+# %% ../nbs/reference/runs.ipynb #c27cca24
 STATE_FIELDS = dict(AdamW={"step", "exp_avg", "exp_avg_sq"}, Muon={"mean"}) # what each optimizer keeps of a parameter
 
 def optimizer_state(name: str,                  # of a parameter
