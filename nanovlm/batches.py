@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from .data import Examples, draw, pack, stack
 from .runs import ALONE, Processes
 
-# %% ../nbs/reference/batches.ipynb #d3a5a33f
+# %% ../nbs/reference/batches.ipynb #67839a15
 class Lane:
     "Rows of some shards of a stream, one shard after the other. `place`, for JSON, says where it stands."
     def __init__(self, rows,         # stream
@@ -41,7 +41,7 @@ class Lane:
             self.done += 1
             self.open = self.state = None
 
-# %% ../nbs/reference/batches.ipynb #0996ac04
+# %% ../nbs/reference/batches.ipynb #82e98539
 LANES = 10   # shards of a stream that are read in turn
 BLOCK = 1000 # rows that are shuffled together, roughly
 
@@ -136,7 +136,8 @@ class Reader:
                 place = after
             nothing = not place["read"]
             if nothing and place["whole"]:
-                raise ValueError("the stream has no rows: look at the data's name and its split")
+                raise ValueError("the stream has no rows: look at the data's name and "
+                                 "its split")
             whole = place["whole"] or nothing # shards that hold nothing do not make a reader idle
             place = place | dict(epoch=place["epoch"] + 1, read=0, lanes=None, whole=whole)
 
@@ -200,7 +201,7 @@ class Windows(Layout, IterableDataset):
                 yield made | dict(cursor=cursor, unusable=new_unusable)
             skip = 0
 
-# %% ../nbs/reference/batches.ipynb #34342701
+# %% ../nbs/reference/batches.ipynb #1cedaea2
 def ignore_interrupts(worker: int): # its number
     "Make a process that prepares batches take no notice of Ctrl-C."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -234,7 +235,7 @@ class Source:
         self.unusable |= item.pop("unusable")
         return item
 
-# %% ../nbs/reference/batches.ipynb #ab08b78d
+# %% ../nbs/reference/batches.ipynb #c89029e5
 def fingerprint(rows,        # Dataset or stream in The Cauldron's schema
                 most: int=256, # rows to look at, roughly
                 ) -> str:
@@ -252,5 +253,6 @@ def watch_workers():
     except RuntimeError as e:
         if "DataLoader worker" not in str(e): raise
         reason = str(e).split(".")[0]
-        raise ChildProcessError(f"a process that prepares batches has died ({reason}): memory may "
-                                "have run out; resume with fewer workers") from None
+        raise ChildProcessError(f"a process that prepares batches has died ({reason}): "
+                                "memory may have run out; resume with fewer "
+                                "workers") from None

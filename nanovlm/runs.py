@@ -95,8 +95,8 @@ def shard_model(model: nn.Module,     # VisionLanguageModel, changed in place
                 ):
     "Slice weights, gradients, optimizer states (FSDP2, arXiv:2304.11277). Raises ValueError for one process."
     if processes.world == 1:
-        raise ValueError("shard divides a model among processes, and there is one: start several "
-                         "with torchrun, or leave it out")
+        raise ValueError("shard divides a model among processes, and there is one: start "
+                         "several with torchrun, or leave it out")
     from torch.distributed.device_mesh import init_device_mesh # here, because these imports take two seconds
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(processes.device.split(":")[0], (processes.world,))
@@ -105,7 +105,7 @@ def shard_model(model: nn.Module,     # VisionLanguageModel, changed in place
         part.set_gradient_divide_factor(1.0) # gradients are added, not averaged
         part.set_force_sum_reduction_for_comms(True)
 
-# %% ../nbs/reference/runs.ipynb #392d4c2b
+# %% ../nbs/reference/runs.ipynb #5e111564
 def is_running(number: int, # of a process on this machine
                ) -> bool:
     "Tell whether there is such a process."
@@ -114,7 +114,7 @@ def is_running(number: int, # of a process on this machine
     except OSError: return True # it is somebody else's
     return True
 
-# %% ../nbs/reference/runs.ipynb #67975302
+# %% ../nbs/reference/runs.ipynb #e6dec620
 def read_holder(text: str, # of a lock file
                 ) -> dict: # process, machine; empty if it does not say
     "Read who wrote a lock file."
@@ -123,7 +123,7 @@ def read_holder(text: str, # of a lock file
         if isinstance(holder, dict) and isinstance(holder.get("process"), int): return holder
     return {}
 
-# %% ../nbs/reference/runs.ipynb #879abaf6
+# %% ../nbs/reference/runs.ipynb #baa95edc
 @contextmanager
 def only_run(folder: Path | None, # that a run writes to; None = nowhere
              ):
@@ -143,11 +143,12 @@ def only_run(folder: Path | None, # that a run writes to; None = nowhere
         lock = FileLock(file)
         lock.acquire(timeout=30 if gone else 0)
     except Timeout:
-        raise ValueError(f"another run writes to {folder} ({text.strip() or 'it does not say who'}): wait for its "
-                         "end, or choose another output_dir") from None
+        raise ValueError(f"another run writes to {folder} "
+                         f"({text.strip() or 'it does not say who'}): wait for its end, "
+                         "or choose another output_dir") from None
     except OSError as e:
-        raise ValueError(f"nothing can be written to {folder} ({e.strerror or e}): choose another "
-                         "output_dir") from None
+        raise ValueError(f"nothing can be written to {folder} ({e.strerror or e}): "
+                         "choose another output_dir") from None
     try:
         with suppress(OSError): file.write_text(json.dumps(me) + "\n") # where a lock keeps even its holder out
         yield
@@ -170,15 +171,16 @@ def shard_like(t: Tensor,     # a whole tensor
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
-# %% ../nbs/reference/runs.ipynb #442d724e
+# %% ../nbs/reference/runs.ipynb #cbfd5729
 def check_finite(tensors: dict[str, Tensor], # by name
                  where: str,                 # they are, for the message
                  ):
     "Raises ValueError, with names, if a number is not finite."
     wrong = [name for name, t in tensors.items() if not t.isfinite().all()]
     if not wrong: return
-    raise ValueError(f"{where} holds numbers that are not finite, in {len(wrong)} tensor(s) such as {wrong[0]}: "
-                     "go on from an earlier state or checkpoint, with lower learning rates")
+    raise ValueError(f"{where} holds numbers that are not finite, in {len(wrong)} "
+                     f"tensor(s) such as {wrong[0]}: go on from an earlier state or "
+                     "checkpoint, with lower learning rates")
 
 # %% ../nbs/reference/runs.ipynb #156abfe0
 def state_tensors(model: nn.Module,  # perhaps sharded
@@ -227,10 +229,11 @@ def read_metadata(file: Path, # a state
         if metadata["tensors"] == found: return metadata
         reason = f"it has {found} tensors and was written with {metadata['tensors']}"
     except (SafetensorError, KeyError, TypeError, ValueError) as e: reason = str(e)
-    raise ValueError(f"{file} is not a state of a run, or one of another version of nanovlm ({reason}): "
-                     "delete it to go on from the one before, or choose another output_dir")
+    raise ValueError(f"{file} is not a state of a run, or one of another version of "
+                     f"nanovlm ({reason}): delete it to go on from the one before, or "
+                     "choose another output_dir")
 
-# %% ../nbs/reference/runs.ipynb #c27cca24
+# %% ../nbs/reference/runs.ipynb #df19eb86
 STATE_FIELDS = dict(AdamW={"step", "exp_avg", "exp_avg_sq"}, Muon={"mean"}) # what each optimizer keeps of a parameter
 
 def optimizer_state(name: str,                  # of a parameter
@@ -239,14 +242,16 @@ def optimizer_state(name: str,                  # of a parameter
                     fields: set[str],           # that its optimizer keeps
                     file: Path,                 # they are from, for messages
                     ) -> dict[str, Tensor]:     # for `optimizer.state`
-    "Check what an optimizer knew of a parameter. Raises ValueError if a tensor is missing or of another shape."
+    "Check what an optimizer knew of a parameter. Raises ValueError if it is not whole, or does not fit."
     if stored and stored.keys() != fields:
-        raise ValueError(f"{file} has {sorted(stored)} for {name}, and the optimizer keeps {sorted(fields)}: delete "
-                         "the file to go on from the state before")
+        raise ValueError(f"{file} has {sorted(stored)} for {name}, and the optimizer "
+                         f"keeps {sorted(fields)}: delete the file to go on from the "
+                         "state before")
     for field, t in stored.items():
         if t.shape in (p.shape, torch.Size()): continue
-        raise ValueError(f"{file}: {field} of {name} has shape {tuple(t.shape)}, the weights have "
-                         f"{tuple(p.shape)}: delete the file to go on from the state before")
+        raise ValueError(f"{file}: {field} of {name} has shape {tuple(t.shape)}, the "
+                         f"weights have {tuple(p.shape)}: delete the file to go on from "
+                         "the state before")
     return {field: shard_like(t, p) for field, t in stored.items()}
 
 # %% ../nbs/reference/runs.ipynb #0de32272
@@ -266,7 +271,8 @@ def load_state(file: Path,       # from `state_files`
         found = tensors.get(f"model.{name}")
         if found is None or found.shape != p.shape:
             shape = "no weights" if found is None else f"weights of shape {tuple(found.shape)}"
-            raise ValueError(f"{file} has {shape} for {name}, of shape {tuple(p.shape)}: it is of another model")
+            raise ValueError(f"{file} has {shape} for {name}, of shape {tuple(p.shape)}: "
+                             "it is of another model")
         weights[p] = found
         if p not in holder: continue
         prefix = f"optimizer.{name}."
@@ -274,7 +280,8 @@ def load_state(file: Path,       # from `state_files`
         states[p] = optimizer_state(name, p, stored, STATE_FIELDS[type(holder[p]).__name__], file)
     try: torch.set_rng_state(tensors["random"])
     except (KeyError, RuntimeError, TypeError) as e:
-        raise ValueError(f"{file} has no random state that fits ({e}): delete it to go on from the state before") from None
+        raise ValueError(f"{file} has no random state that fits ({e}): delete it to go "
+                         "on from the state before") from None
     with torch.no_grad():
         for p, found in weights.items(): p.copy_(shard_like(found, p))
     for p, found in states.items():
@@ -304,8 +311,8 @@ def start_tracker(name: str,      # "trackio", "wandb" or "tensorboard"
     "Open a tracker. Raises ValueError if it is not installed."
     try: module = import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError as e:
-        raise ValueError(f"the tracker {name!r} is not installed ({e}): pip install {name}, or leave "
-                         "it out") from None
+        raise ValueError(f"the tracker {name!r} is not installed ({e}): pip install "
+                         f"{name}, or leave it out") from None
     if name != "tensorboard":
         return module.init(project="nanovlm", name=Path(folder or "run").name, config=settings).log
     writer = module.SummaryWriter(folder)

@@ -176,10 +176,11 @@ def this_gpu() -> str | None: # one of `GPUS`; None without a GPU that is listed
     name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
     return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", name)), None)
 
-# %% ../nbs/16_scaling.ipynb #8931b0e1
+# %% ../nbs/16_scaling.ipynb #e2e4fd8e
 PLAN_LIMITS = dict(rows=(1, 10**9), labelled=(1, 10**6), mfu=(1e-4, 1.0), samples=(1, 10**12)) # least and most
 PLAN_SWITCHES = "checkpointing", "freeze_vision", "cache_features"
-PLAN_CHOICES = dict(gpu=(*GPUS, "cpu"), optimizer=("adamw", "muon"), **dict.fromkeys(PLAN_SWITCHES, (False, True)))
+PLAN_CHOICES = dict(gpu=(*GPUS, "cpu"), optimizer=("adamw", "muon"),
+                    **dict.fromkeys(PLAN_SWITCHES, (False, True)))
 
 def smallest_side(config: VLMConfig, # sizes
                   ) -> int:

@@ -80,7 +80,8 @@ class TrainConfig:
 
 # %% ../nbs/12_training.ipynb #460c76c8
 LIMITS = dict( # setting: least and most
-    steps=(1, 10**9), lr_connector=(0.0, 1.0), lr_vision=(0.0, 1.0), lr_text=(0.0, 1.0), muon_factor=(1e-6, 1e6),
+    steps=(1, 10**9), lr_connector=(0.0, 1.0), lr_vision=(0.0, 1.0), lr_text=(0.0, 1.0),
+    muon_factor=(1e-6, 1e6),
     weight_decay=(0.0, 1.0), max_grad_norm=(1e-9, 1e12), warmup=(0.0, 1.0), final_lr=(0.0, 1.0),
     batch_size=(1, 10**6), accumulate=(1, 10**6), questions=(1, 10**6), shift=(0, 10**4), pack=(0, 10**7),
     pack_squares=(1, 10**6), seed=(0, 2**31 - 1), lora=(0, 10**5), workers=(0, 1000), valid_every=(1, 10**9),
@@ -212,7 +213,7 @@ def parameter_groups(model: VisionLanguageModel, # whose frozen parameters will 
         groups[kind].append(dict(params=ps, lr=peak, peak=peak, weight_decay=decay))
     return groups
 
-# %% ../nbs/12_training.ipynb #bb49904c
+# %% ../nbs/12_training.ipynb #8367dab2
 RATES = "lr_connector", "lr_vision", "lr_text"
 GENTLE = 0.1 # share of the default rates with which fine-tuning starts
 
@@ -224,7 +225,8 @@ def gentle(config: TrainConfig, # how the run goes
              if getattr(config, name) == getattr(defaults, name)}
     if not lower: return config
     rates = ", ".join(f"{name} {rate:g}" for name, rate in lower.items())
-    print(f"the model has been trained before, so it starts from gentler rates: {rates} (set them for others)")
+    print(f"the model has been trained before, so it starts from gentler rates: {rates} (set them for "
+          "others)")
     return replace(config, **lower)
 
 # %% ../nbs/12_training.ipynb #4fbdb4ed
@@ -272,7 +274,7 @@ def untouched(model: VisionLanguageModel, # whose first two parts a batch did no
     "Return 0 as a sum over the vision encoder and the connector, so that they get gradients (of 0)."
     return 0 * sum(p.sum() for part in (model.vision_model, model.connector) for p in part.parameters())
 
-# %% ../nbs/12_training.ipynb #a889f84e
+# %% ../nbs/12_training.ipynb #3285ee94
 def gather_gradients(model: VisionLanguageModel,  # whose gradients are added to
                      micro: list[Batch],          # batches
                      config: TrainConfig,         # how the run goes
@@ -414,8 +416,8 @@ class Learner:
                                         self.config, self.processes, self.scaler)
         except FloatingPointError as e:
             kept = keep_bad_batch(micro, self.config, self.processes.rank)
-            raise ValueError(f"step {self.done + 1}: {e}; {kept}lower the learning rates, or look "
-                             "for broken rows") from None
+            raise ValueError(f"step {self.done + 1}: {e}; {kept}lower the learning "
+                             "rates, or look for broken rows") from None
         now = time.perf_counter()
         self.done += 1
         line = dict(step=self.done, loss=loss, lr=share, grad_norm=norm, seconds=now - self.start)
@@ -446,9 +448,10 @@ def mean_loss(model: VisionLanguageModel, # left as it is
     loss_sum, tokens = processes.sum(loss_sum, tokens)
     if tokens: return loss_sum / tokens
     reasons = examples.skipped.most_common(3)
-    raise ValueError(f"none of the {len(examples)} validation rows can be used: {reasons}")
+    raise ValueError(f"none of the {len(examples)} validation rows can be used: "
+                     f"{reasons}")
 
-# %% ../nbs/12_training.ipynb #c114bbfd
+# %% ../nbs/12_training.ipynb #e11c98a2
 FIGURES = "metrics.json", "index.html", "loss.svg", "answers.png" # metrics, and what the demo draws of them
 
 def drop_figures(folder: Path): # of a checkpoint
@@ -479,8 +482,8 @@ class Validated(Learner):
             loss = mean_loss(self.model, self.valid, config.batch_size, config.precision, sharing)
             if config.shard: self.model.reshard() # after a backward pass it does so by itself
             if not math.isfinite(loss):
-                raise ValueError(f"step {self.done}: the validation loss is {loss}: lower the learning rates, or "
-                                 "look for broken rows")
+                raise ValueError(f"step {self.done}: the validation loss is {loss}: "
+                                 "lower the learning rates, or look for broken rows")
         if loss < self.best and self.folder:
             plain = merged_copy(self.model) # of a sharded model, every process must call this
             check_finite(dict(plain.named_parameters()), f"the model after step {self.done}")
@@ -491,14 +494,14 @@ class Validated(Learner):
         self.best = min(self.best, loss)
         return dict(valid_loss=loss) if self.valid else {}
 
-# %% ../nbs/12_training.ipynb #55eac180
+# %% ../nbs/12_training.ipynb #ac71e372
 WEIGHTS = "model.safetensors", "model.safetensors.index.json", "config.json" # each a sign of a trained model
 
 def states_to_resume(config: TrainConfig, # of the run
                      ) -> list[Path]:     # oldest first; none = start from the beginning
     """List the states to go on from.
 
-    Raises ValueError if output_dir holds a run that is not to be resumed, or a model, and neither may be lost."""
+    Raises ValueError if output_dir holds a run that is not to be resumed, or a model, that would be lost."""
     if not config.output_dir: return []
     folder = Path(config.output_dir)
     files = state_files(folder)
@@ -506,12 +509,14 @@ def states_to_resume(config: TrainConfig, # of the run
     found = [name for name in WEIGHTS if (folder / name).exists()]
     if config.overwrite or not (files or found): return []
     if files:
-        raise ValueError(f"{folder} holds the states of a run ({files[-1].name}): go on from there with resume, "
-                         "choose another output_dir, or set overwrite to lose it")
-    raise ValueError(f"{folder} holds a trained model ({found[0]}), and no state to resume from: choose another "
-                     "output_dir, or set overwrite to lose it")
+        raise ValueError(f"{folder} holds the states of a run ({files[-1].name}): go on "
+                         "from there with resume, choose another output_dir, or set "
+                         "overwrite to lose it")
+    raise ValueError(f"{folder} holds a trained model ({found[0]}), and no state to "
+                     "resume from: choose another output_dir, or set overwrite to lose "
+                     "it")
 
-# %% ../nbs/12_training.ipynb #20c104f1
+# %% ../nbs/12_training.ipynb #7bfab27c
 def checksum(content) -> str: # anything whose `repr` says what it is
     "Give a checksum of eight letters."
     return f"{zlib.crc32(repr(content).encode()):08x}"
@@ -528,11 +533,11 @@ def facts(model: VisionLanguageModel, # to train
                 parameters=count_parameters(model), model=checksum(model.config), processor=checksum(image),
                 tokenizer=checksum(sorted(processor.tokenizer.get_vocab().items())))
 
-# %% ../nbs/12_training.ipynb #a38473df
+# %% ../nbs/12_training.ipynb #d3a50953
 def good_cursor(cursor, # of one process, from a state
                 workers: int, # processes that read for it
                 ) -> bool:
-    "Tell whether it can be one: whose turn it is, and for each reader a window and a batch of it, or nothing."
+    "Tell whether it says whose turn it is, and for each reader a window and a batch of it, or nothing."
     if not isinstance(cursor, dict) or not isinstance(cursor.get("cursors"), list): return False
     readers = max(1, workers)
     if len(cursor["cursors"]) != readers or cursor.get("turn") not in range(readers): return False
@@ -561,23 +566,30 @@ MAY_DIFFER = ("output_dir", "progress", "resume", "overwrite", "tracker", "keep_
 def find_state(config: TrainConfig, # of the run
                settings: dict,      # what must be the same, and what is in `MAY_DIFFER`
                ) -> dict:           # what `Training.save` wrote last, and its file; empty = start from the beginning
-    "Find a state to go on from. Raises ValueError as `states_to_resume`, or if it is broken or of other settings."
+    """Find a state to go on from.
+
+    Raises ValueError as `states_to_resume`, or if the latest is broken or of other settings."""
     files = states_to_resume(config)
     if not files: return {}
     latest = files[-1]
     state = read_metadata(latest)
     then = state.get("settings")
-    if not isinstance(then, dict): raise ValueError(f"{latest} has no settings: delete it to go on from the one before")
+    if not isinstance(then, dict):
+        raise ValueError(f"{latest} has no settings: delete it to go on from the one "
+                         "before")
     differ = {name for name in settings | then if settings.get(name) != then.get(name)} - {*MAY_DIFFER}
     if settings["steps"] > then.get("steps", 0): differ -= {"steps"}
     changes = [f"{n} is {settings.get(n)!r} and was {then.get(n)!r}" for n in sorted(differ)]
     if "steps" in differ: changes.append("a run can be made longer, not shorter")
     if changes:
-        raise ValueError(f"{latest} is of a run with other settings: {', '.join(changes)}; resume with the same "
-                         "ones (of data, model and tokenizer these are checksums), or choose another output_dir")
+        raise ValueError(f"{latest} is of a run with other settings: "
+                         f"{', '.join(changes)}; resume with the same ones (of data, "
+                         "model and tokenizer these are checksums), or choose another "
+                         "output_dir")
     wrong = wrong_entries(state)
     if wrong:
-        raise ValueError(f"{latest} cannot be right: {', '.join(wrong)}; delete it to go on from the one before")
+        raise ValueError(f"{latest} cannot be right: {', '.join(wrong)}; delete it to go "
+                         "on from the one before")
     return state | dict(file=latest)
 
 # %% ../nbs/12_training.ipynb #fd30f821
@@ -604,7 +616,7 @@ class Resumable(Validated):
 class Training(Resumable):
     """A run, made ready for its first step, or for the one after the latest state; with a log.
 
-    Raises ValueError as `find_state` and `cache_features` do, or if shift, lora or shard do not fit the model."""
+    Raises ValueError as `find_state` and `cache_features` do, or if shift, lora or shard do not fit."""
     def __init__(self, model: VisionLanguageModel, # changed in place
                  processor: Processor, # its processor
                  rows,                 # Dataset or stream in The Cauldron's schema
@@ -614,11 +626,11 @@ class Training(Resumable):
                  ):
         side = model.config.vision_config.image_size
         if 2 * config.shift >= side:
-            raise ValueError(f"shift is {config.shift}, and images have {side} pixels a side: it must be below "
-                             "half of that")
+            raise ValueError(f"shift is {config.shift}, and images have {side} pixels a "
+                             "side: it must be below half of that")
         processes = Processes()
-        settings = asdict(config) | dict(processes=processes.world) | facts(model, processor, rows, valid_rows)
-        settings |= about or {}
+        settings = asdict(config) | dict(processes=processes.world)
+        settings |= facts(model, processor, rows, valid_rows) | (about or {})
         state = find_state(config, settings)
         self.examples = Examples(rows, processor)
         valid = None if valid_rows is None else Examples(valid_rows, processor)
@@ -646,8 +658,8 @@ class Training(Resumable):
             for data in [self.examples, valid] if valid else [self.examples]:
                 cache_features(data, model, dtype, config.batch_size, config.progress)
         if config.shard and dtype == torch.float16:
-            raise ValueError("shard does not work in float16, which is all that this GPU has: leave "
-                             "it out, or set precision to fp32")
+            raise ValueError("shard does not work in float16, which is all that this GPU "
+                             "has: leave it out, or set precision to fp32")
         if config.shard: shard_model(model, processes)
 
     def open_log(self, state: dict): # from `find_state`; empty = of a run that may be lost, all states go
@@ -677,7 +689,9 @@ def train(model: VisionLanguageModel,    # changed in place
           measure: Callable=None,        # a function of the log line (dict) that returns more entries (dict)
           about: dict=None,              # what else must be the same when it goes on, by name: the data's filters, say
           ) -> list[dict]:               # history: step, loss, learning rate, counts, rates, validation loss
-    "Train, keep the best checkpoint in `config.output_dir`, and return the history. Raises ValueError as `Training`."
+    """Train, keep the best checkpoint in `config.output_dir`, and return the history.
+
+    Raises ValueError as `only_run`, `Training` and its `step` do."""
     config = config or TrainConfig()
     mine = config.output_dir if Processes().rank == 0 else None # the first process writes for all
     with only_run(mine or None), plain_afterwards(model, config), stop_signals() as came, watch_workers():
