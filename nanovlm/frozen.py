@@ -33,14 +33,15 @@ def cache_features(examples: Examples, # rows made ready; changed in place
 
     Raises ValueError if the rows are a stream, or their features take more than 80 % of the memory."""
     if not hasattr(examples.rows, "__len__"):
-        raise ValueError("the rows are a stream, which shows each image once: there is nothing to "
-                         "cache; leave cache_features out, or load the data without streaming")
+        raise ValueError("the rows are a stream, which shows each image once: there is "
+                         "nothing to cache; leave cache_features out, or load the data "
+                         "without streaming")
     v = model.config.vision_config
     size = len(examples) * v.grid**2 * v.hidden_size * dtype.itemsize
     if size > 0.8 * memory_size():
-        raise ValueError(f"the features of {len(examples):,} rows take {size / 1e9:.1f} GB or more, "
-                         f"and this machine has {memory_size() / 1e9:.1f} GB: leave cache_features "
-                         "out, or take fewer rows")
+        raise ValueError(f"the features of {len(examples):,} rows take {size / 1e9:.1f} "
+                         f"GB or more, and this machine has {memory_size() / 1e9:.1f} "
+                         "GB: leave cache_features out, or take fewer rows")
 
     examples.cache = True # from now on, an example is made once, and what we change in it stays
     device = device_of(model)
@@ -59,10 +60,17 @@ def cache_features(examples: Examples, # rows made ready; changed in place
 def add_lora(model: VisionLanguageModel, # changed in place
              rank: int,                  # of the additions
              ):
-    "Add LoRA (arXiv:2106.09685) to all matrices of the decoder's layers. Raises ValueError without peft."
+    """Add LoRA (arXiv:2106.09685) to all matrices of the decoder's layers.
+
+    Raises ValueError without peft, or if the rank is larger than a side of a matrix."""
+    side = min(min(p.shape) for p in model.text_model.layers.parameters() if p.ndim == 2)
+    if rank > side:
+        raise ValueError(f"lora is {rank}, and the smallest side of the decoder's "
+                         f"matrices is {side}: a larger rank adds nothing, so lower it")
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError("lora needs the package peft: pip install peft, or leave lora at 0") from None
+        raise ValueError("lora needs the package peft: pip install peft, or leave lora "
+                         "at 0") from None
     layers = r"text_model\.layers\.\d+\..*_proj"
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), model)
 

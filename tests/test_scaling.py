@@ -235,7 +235,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(rows, tmp_path):
     whole = time.time() - started
     kills = 0
     while kills < 20:
-        child = forked(lambda: long_run(rows, killed))
+        child = forked(lambda: long_run(rows, killed, overwrite=True)) # where it comes to its end, it starts again
         time.sleep(moments.uniform(0.05, 0.3) * whole)
         ended, _ = os.waitpid(child, os.WNOHANG)
         if ended: # it came to its end: start again, there are more moments to try
@@ -245,7 +245,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(rows, tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
-    finish(lambda: long_run(rows, killed))
+    finish(lambda: long_run(rows, killed, overwrite=True))
     assert torch.equal(torch.load(killed / "end.pt"), torch.load(undisturbed / "end.pt"))
     def history(folder):
         lines = read_lines(folder / "history.jsonl")
