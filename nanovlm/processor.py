@@ -170,8 +170,12 @@ def nanovlm_tiles(image,              # PIL image in RGB
     if grid != WHOLE: squares.insert(0, image.resize((side, side), resample))
     return squares, grid
 
-def leave_whole(image, side: int, longest_edge: int, resample: int=3) -> tuple[list, Grid]: # as for `cut_tiles`
-    "Resize an image as transformers' Idefics3 does before it makes one square of it: twice."
+def leave_whole(image,             # PIL image in RGB
+                side: int,         # of the square, which the processor makes of it afterwards
+                longest_edge: int, # the image is first resized to this longer side, in pixels
+                resample: int=3,   # Pillow's number of the filter; 3 = bicubic
+                ) -> tuple[list, Grid]: # one image, and `WHOLE`
+    "Resize an image as transformers' Idefics3 does before it makes a single square of it."
     return [resize_longer(image, longest_edge, resample)], WHOLE
 
 TILINGS = {"idefics3": cut_tiles, "idefics3-whole": leave_whole, "nanovlm": nanovlm_tiles,
@@ -467,6 +471,7 @@ def resizing(image: dict, # the image processor's settings, checked
         raise ValueError(f"size.longest_edge is {edge}, more than 64 tiles of {side} pixels: lower it")
     return dict(image_size=side, longest_edge=edge, tiling="idefics3" if splitting else "idefics3-whole")
 
+# %% ../nbs/10_processor.ipynb #f725718f
 def read_format(more: dict, # the content of processor_config.json
                 ) -> dict:  # format and tiling, as `Processor` has them
     "Read the entries that transformers has not. Raises ValueError if they are of a wrong kind."

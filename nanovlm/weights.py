@@ -358,6 +358,7 @@ def empty_model(cls: type, # VisionModel, LanguageModel or VisionLanguageModel
 
 def config_file(folder: Path, # a checkpoint folder, or a .gguf file
                 ) -> Path:    # the file that holds its sizes
+    "Say where a checkpoint's sizes are."
     return folder if folder.suffix == ".gguf" else folder / "config.json"
 
 def tie_head(config: dict, # from `read_config`
