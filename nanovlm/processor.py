@@ -85,7 +85,8 @@ def load_tokenizer(name_or_folder: str | Path, # a folder, a .gguf file or a hub
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: give the folder of a tokenizer")
     try: return Tokenizer.from_file(str(file))
-    except Exception as e: # the library's errors have no type of their own
+    except BaseException as e: # the library's errors have no type of their own, not even below Exception
+        if isinstance(e, (KeyboardInterrupt, SystemExit)): raise
         reason = str(e).splitlines()[0]
         raise ValueError(f"{file} is not a tokenizer that can be read ({reason}): download or save it "
                          "again") from None
@@ -259,6 +260,10 @@ class PromptTokenizer:
             raise ValueError(f"the tokenizer lacks {len(missing)} special tokens {missing[:3]}: "
                              "train it by train_tokenizer, pass it through smolvlm_tokenizer, or "
                              "lower longest_edge")
+        ordinary = [name for name in names if self.encode(name, special=True) != (numbers[name],)]
+        if ordinary:
+            raise ValueError(f"{ordinary[:3]} are no special tokens of this tokenizer: add them as special "
+                             "tokens, or get tokenizer.json again")
         typed = [name for name in names if numbers[name] in self.encode(name)]
         if typed:
             raise ValueError(f"{typed[:3]} are ordinary tokens of this tokenizer, so that a user "
@@ -410,7 +415,10 @@ class Processor(ImageProcessor, TextProcessor):
                         revision: str=None,              # branch, tag or commit on the hub
                         ) -> "Processor":
         "Load the processor of an Idefics3 or SmolVLM checkpoint; `nanovlm.load` knows more formats."
-        return cls(**read_processor(find_folder(name_or_folder, revision)))
+        folder = find_folder(name_or_folder, revision)
+        settings = read_processor(folder)
+        try: return cls(**settings)
+        except ValueError as e: raise ValueError(f"{folder}: {e}") from None
 
     def save_pretrained(self, folder: str | Path): # made if it does not exist
         "Write tokenizer, chat template and image settings for transformers' Idefics3Processor."
@@ -421,7 +429,7 @@ MOST_PIXELS = 4096 # along a side; transformers shrinks larger pictures
 IMAGE_LIMITS = dict( # of settings: their kind, smallest and largest value
     do_resize=(bool,), do_rescale=(bool,), do_normalize=(bool,), do_image_splitting=(bool,),
     resample=(Integral, 0, 5), rescale_factor=(Real, 0, 1),
-    image_mean=(Real, -10, 10), image_std=(Real, 1e-6, 10))
+    image_mean=(Real, 0, 1), image_std=(Real, 0.01, 10))
 
 def check_pixel_settings(image: dict, # the image processor's settings
                          ):
@@ -524,10 +532,13 @@ def read_processor(folder: Path, # of an Idefics3 or SmolVLM checkpoint
         rows = decoder.get("vocab_size") or 10**9
         check_value("vocab_size", rows, Integral, 1, 10**9)
     except ValueError as e: raise ValueError(f"the processor files of {folder}: {e}") from None
+    found, expected = tokenizer.token_to_id(sizes["format"].image), config.get("image_token_id")
+    differ = None not in (found, expected) and found != expected
     count = tokenizer.get_vocab_size()
-    if count > rows:
-        raise ValueError(f"{folder}: the tokenizer has {count:,} tokens, the model {rows:,}: they "
-                         "are of two checkpoints")
+    if count > rows or differ:
+        what = f"has its image token at {found}, config.json at {expected}"
+        if count > rows: what = f"has {count:,} tokens, the model {rows:,}"
+        raise ValueError(f"{folder}: the tokenizer {what}: they are of two checkpoints")
     mean, std = (image[name][0] if isinstance(image[name], list) else image[name]
                  for name in ("image_mean", "image_std"))
     return sizes | dict(

@@ -102,6 +102,18 @@ def test_a_mark_before_the_json_does_no_harm(folder):
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     load(folder)
 
+TOKENIZERS = [("added_tokens", []), ("model.continuing_subword_prefix", "🙂"), ("model", {}),
+              ("model.merges", "x"), ("model.ignore_merges", True), ("pre_tokenizer", 3)]
+
+@pytest.mark.parametrize("path, value", TOKENIZERS, ids=str)
+def test_a_broken_tokenizer_is_named(folder, path, value):
+    change(folder / "tokenizer.json", path, value)
+    refused(folder, str(folder), "token")
+
+def test_an_image_token_elsewhere_is_named(folder):
+    change(folder / "config.json", "image_token_id", 0)
+    refused(folder, "image token at 5", "config.json at 0")
+
 INDEXES = [{}, dict(weight_map=[]), dict(weight_map=dict(a=3)), dict(weight_map={}),
            dict(weight_map=dict(a="../other.safetensors"))]
 
@@ -289,6 +301,7 @@ def test_a_nanovlm_config_names_what_is_wrong(tmp_path, changes, name):
 
 SETTINGS = [("do_rescale", False), ("do_normalize", False), ("rescale_factor", 1.0), ("image_std", [0, 0, 0]),
             ("image_std", [NAN] * 3), ("image_std", [-0.5] * 3), ("image_mean", ["a"] * 3),
+            ("image_mean", [-1] * 3), ("image_mean", 127.5),
             ("image_mean", []),
             ("image_mean", [0.5, 0.4, 0.5]), ("image_mean", {}), ("resample", 9), ("resample", "bicubic"),
             ("size", dict(height=64, width=32)), ("size", dict(shortest_edge=64)), ("size", 64), ("size", {}),
