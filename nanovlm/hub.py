@@ -139,12 +139,14 @@ def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
     check_value("lm_tokenizer", source, str)
     side, edge = config["vit_img_size"], config.get("max_img_size")
     if version == "main":
-        check_value("max_img_size", edge, Integral, side, MOST_PIXELS)
+        check_value("max_img_size", edge, Integral, side, min(MOST_PIXELS, 64 * side))
         if edge % side:
             raise ValueError(f"max_img_size is {edge}, and must be a multiple of vit_img_size {side}: "
                              "correct it")
     extra = config.get("vlm_extra_tokens") or {"image_token": "<image>"}
-    tokenizer = load_tokenizer(source)
+    check_value("vlm_extra_tokens.image_token", extra.get("image_token"), str)
+    try: tokenizer = load_tokenizer(source)
+    except FileNotFoundError as e: raise FileNotFoundError(f"lm_tokenizer: {e}") from None
     new = [AddedToken(token, special=True, normalized=False) for token in extra.values()]
     tokenizer.add_special_tokens(new)
     found, expected = tokenizer.token_to_id(extra["image_token"]), sizes.image_token_id
@@ -185,7 +187,7 @@ def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/na
     try:
         sizes = nanovlm_config(config)
         processor = nanovlm_processor(config)
-    except ValueError as e: raise ValueError(f"{folder / 'config.json'}: {e}") from None
+    except (FileNotFoundError, ValueError) as e: raise type(e)(f"{folder / 'config.json'}: {e}") from None
     tensors = nanovlm_tensors(read_tensors(folder), sizes)
     model = empty_model(VisionLanguageModel, sizes)
     return load_weights(model, tensors, folder, PREFIXES, **options), processor

@@ -288,7 +288,9 @@ OLD = [(dict(lm_tokenizer=NO), "lm_tokenizer"), (dict(max_img_size=NO), "max_img
        (dict(lm_n_blocks=10**9), "lm_n_blocks"), (dict(lm_rms_eps=-1.0), "lm_rms_eps"),
        (dict(mp_pixel_shuffle_factor=0), "mp_pixel_shuffle_factor"),
        (dict(vlm_extra_tokens=[1]), "vlm_extra_tokens"), (dict(lm_tokenizer=7), "lm_tokenizer"),
-       (dict(vlm_extra_tokens={"global_image_token": 3}), "vlm_extra_tokens")]
+       (dict(vlm_extra_tokens={"global_image_token": 3}), "vlm_extra_tokens"),
+       (dict(vlm_extra_tokens={"global_image_token": "<g>"}), "vlm_extra_tokens.image_token"),
+       (dict(lm_tokenizer="./no/such/folder"), "lm_tokenizer"), (dict(max_img_size=10**9), "max_img_size")]
 
 @pytest.mark.parametrize("changes, name", OLD, ids=str)
 def test_a_nanovlm_config_names_what_is_wrong(tmp_path, changes, name):
