@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['NANOVLM_SIZES', 'NANOVLM_NAMES', 'NANOVLM_FORMATS', 'NO_DATA', 'NO_FIGURES', 'UPLOADED', 'is_nanovlm',
-           'nanovlm_version', 'nanovlm_config', 'nanovlm_tensors', 'nanovlm_processor', 'load', 'model_card',
-           'push_to_hub']
+           'nanovlm_version', 'nanovlm_config', 'nanovlm_tensors', 'nanovlm_processor', 'find_model', 'load',
+           'model_card', 'push_to_hub']
 
 # %% ../nbs/17_hub.ipynb #cf4aa307
 import re, tempfile
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from .evaluation import report
 from .language import TextConfig
 from .model import PREFIXES, VisionLanguageModel, VLMConfig
-from .processor import Processor, PromptFormat, load_tokenizer
+from .processor import MOST_PIXELS, Processor, PromptFormat, load_tokenizer
 from .recipe import add_rows
 from .vision import VisionConfig
-from .weights import (NamedTensors, empty_model, find_folder, load_weights, read_config, read_json,
-                             read_tensors)
+from .weights import (LIMITS, NamedTensors, check_value, empty_model, find_folder, load_weights,
+                             read_config, read_json, read_tensors, section)
 
 # %% ../nbs/17_hub.ipynb #176b69b4
 def is_nanovlm(config: dict, # the content of a config.json
@@ -32,7 +34,8 @@ def is_nanovlm(config: dict, # the content of a config.json
 def nanovlm_version(config: dict, # the content of a nanoVLM config.json
                     ) -> str:     # "v0.1", "v0.2" or "main"
     "Tell the three formats apart by their special tokens. Raises ValueError for one between them."
-    extra = config.get("vlm_extra_tokens") or {}
+    extra = section(config, "vlm_extra_tokens")
+    for name, token in extra.items(): check_value(f"vlm_extra_tokens.{name}", token, str)
     if "global_image_token" in extra: return "main"
     if len(extra) > 1:
         raise ValueError("this nanoVLM checkpoint has tile tokens and no token for the whole image: "
@@ -59,6 +62,9 @@ def nanovlm_config(config: dict, # the content of a nanoVLM config.json
     missing = sorted(needed - config.keys())
     if missing:
         raise ValueError(f"the nanoVLM config lacks {missing}: it is not complete")
+    for cls, names in NANOVLM_SIZES.items():
+        for ours, theirs in names.items(): check_value(theirs, config[theirs], *LIMITS[ours])
+    check_value("mp_pixel_shuffle_factor", config["mp_pixel_shuffle_factor"], *LIMITS["scale_factor"])
     for name, plain in dict(vit_cls_flag=False, lm_attn_scaling=1.0).items():
         if config.get(name, plain) != plain:
             raise ValueError(f"the nanoVLM config has {name} = {config[name]!r}, the model has "
@@ -129,9 +135,18 @@ def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
     "Make the processor of a nanoVLM checkpoint. Raises ValueError if the tokenizer has another size."
     version = nanovlm_version(config)
     sizes = nanovlm_config(config)
-    source = config["lm_tokenizer"]
+    source = config.get("lm_tokenizer")
+    check_value("lm_tokenizer", source, str)
+    side, edge = config["vit_img_size"], config.get("max_img_size")
+    if version == "main":
+        check_value("max_img_size", edge, Integral, side, min(MOST_PIXELS, 64 * side))
+        if edge % side:
+            raise ValueError(f"max_img_size is {edge}, and must be a multiple of vit_img_size {side}: "
+                             "correct it")
     extra = config.get("vlm_extra_tokens") or {"image_token": "<image>"}
-    tokenizer = load_tokenizer(source)
+    check_value("vlm_extra_tokens.image_token", extra.get("image_token"), str)
+    try: tokenizer = load_tokenizer(source)
+    except FileNotFoundError as e: raise FileNotFoundError(f"lm_tokenizer: {e}") from None
     new = [AddedToken(token, special=True, normalized=False) for token in extra.values()]
     tokenizer.add_special_tokens(new)
     found, expected = tokenizer.token_to_id(extra["image_token"]), sizes.image_token_id
@@ -140,11 +155,21 @@ def nanovlm_processor(config: dict, # the content of a nanoVLM config.json
                          f"{expected}: give the tokenizer that the checkpoint was trained with")
     return Processor(
         tokenizer, NANOVLM_FORMATS[version], sizes.image_seq_len, config["lm_max_position_embeddings"],
-        image_size=config["vit_img_size"], image_mean=0.0, image_std=1.0, resample=2,
-        longest_edge=config["max_img_size"] if version == "main" else None,
+        image_size=side, image_mean=0.0, image_std=1.0, resample=2,
+        longest_edge=edge if version == "main" else None,
         tiling="nanovlm-enlarged" if config.get("resize_to_max_side_len") else "nanovlm")
 
 # %% ../nbs/17_hub.ipynb #7912a2ac
+def find_model(name_or_folder: str | Path, # as for `load`
+               revision: str=None,         # likewise
+               ) -> Path:
+    "Find a checkpoint, or the package's own. Raises FileNotFoundError, with a hint where that was misspelt."
+    if name_or_folder == "tiny": return Path(files("nanovlm")) / "tiny"
+    try: return find_folder(name_or_folder, revision)
+    except FileNotFoundError as e:
+        if not get_close_matches(str(name_or_folder).lower(), ["tiny"]): raise
+        raise FileNotFoundError(f"{e}; did you mean 'tiny', the model that comes with the package?") from None
+
 def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/name", or "tiny"
          revision: str=None,         # branch, tag or commit on the hub
          dtype: torch.dtype=None,    # of the weights; None = as in the file
@@ -153,17 +178,19 @@ def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/na
     """Open a checkpoint of any known format: ours, Idefics3's, SmolVLM's, or one of the nanoVLM repository's.
 
     Raises FileNotFoundError or ValueError, with the name of what is missing or does not fit."""
-    if name_or_folder == "tiny": folder = Path(files("nanovlm")) / "tiny"
-    else: folder = find_folder(name_or_folder, revision)
+    folder = find_model(name_or_folder, revision)
     options = dict(dtype=dtype, device=device)
     config = read_config(folder)
     if not is_nanovlm(config):
         model = VisionLanguageModel.from_pretrained(folder, **options)
         return model, Processor.from_pretrained(folder)
-    sizes = nanovlm_config(config)
+    try:
+        sizes = nanovlm_config(config)
+        processor = nanovlm_processor(config)
+    except (FileNotFoundError, ValueError) as e: raise type(e)(f"{folder / 'config.json'}: {e}") from None
     tensors = nanovlm_tensors(read_tensors(folder), sizes)
     model = empty_model(VisionLanguageModel, sizes)
-    return load_weights(model, tensors, folder, PREFIXES, **options), nanovlm_processor(config)
+    return load_weights(model, tensors, folder, PREFIXES, **options), processor
 
 # %% ../nbs/17_hub.ipynb #b587057e
 NO_DATA = "It was not stored with this checkpoint what it was trained on."

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .kv_cache import GroupedQueryAttention, KVCache, causal_mask
 from .rope import rope_tables
-from .weights import load_model, pick_fields
+from .weights import check_limits, decoder_sizes, load_model, pick_fields
 
 # %% ../nbs/06_language.ipynb #a4087a88
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TextConfig:
     tie_word_embeddings: bool = True     # the head is the embedding table
 
     def __post_init__(self):
+        check_limits(self, "text")
         heads = self.num_attention_heads
         if self.head_dim is None:
             if self.hidden_size % heads:
@@ -47,18 +48,7 @@ class TextConfig:
     @classmethod
     def from_dict(cls, config: dict) -> "TextConfig": # a Llama config.json, or the text_config of a VLM
         "Pick the sizes, in either spelling of the rotary base. Raises ValueError for another decoder."
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ValueError(f"rotary embedding of type {rope} is not supported: use a checkpoint "
-                             "with plain RoPE")
-        for name, plain in dict(hidden_act="silu", attention_bias=False, mlp_bias=False).items():
-            if config.get(name, plain) != plain:
-                raise ValueError(f"the text config has {name} = {config[name]!r}, the decoder has "
-                                 f"{plain!r}: use a Llama-style checkpoint such as SmolLM2")
-        left_out = dict(tie_word_embeddings=False, rope_theta=rope.get("rope_theta", 10_000.0), # Llama's defaults
-                        rms_norm_eps=1e-6, max_position_embeddings=2048,
-                        num_key_value_heads=config.get("num_attention_heads", 9))
-        return cls(**left_out | pick_fields(cls, config))
+        return cls(**pick_fields(cls, decoder_sizes(config)))
 
 # %% ../nbs/06_language.ipynb #25394d0f
 class RMSNorm(nn.Module):

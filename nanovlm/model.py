@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .connector import Connector
 from .language import LanguageModel, TextConfig
 from .vision import VisionConfig, VisionModel
-from .weights import load_model, replacing, to_disk, write_json, write_tensors
+from .weights import check_limits, load_model, replacing, section, to_disk, write_json, write_tensors
 
 # %% ../nbs/09_model.ipynb #a4087a88
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class VLMConfig:
     image_token_id: int = 49190    # the token whose place an image vector takes
 
     def __post_init__(self):
+        check_limits(self, "config")
         v = self.vision_config
         r = self.scale_factor
         vocabulary = self.text_config.vocab_size
@@ -72,10 +73,10 @@ class VLMConfig:
         if missing:
             raise ValueError(f"config.json lacks {missing}: it is not a complete Idefics3 "
                              "configuration")
-        vision, text, scale_factor, image_token_id = (config[name] for name in parts)
-        text = text | dict(tie_word_embeddings=config.get("tie_word_embeddings", False)) # the outer one counts
+        vision, text = section(config, "vision_config"), section(config, "text_config")
+        text = text | dict(tie_word_embeddings=config.get("tie_word_embeddings") or False) # the outer one counts
         sizes = VisionConfig.from_dict(vision), TextConfig.from_dict(text)
-        return cls(*sizes, scale_factor, image_token_id)
+        return cls(*sizes, config["scale_factor"], config["image_token_id"])
 
     def to_dict(self) -> dict: # the content of config.json
         "Write the sizes as transformers' Idefics3 configuration, readable by its versions 4 and 5."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .attention import MultiHeadAttention
 from .images import load_image
 from .patches import VisionEmbeddings
-from .weights import load_model, pick_fields
+from .weights import check_limits, encoder_sizes, load_model, pick_fields
 
 # %% ../nbs/03_vision.ipynb #a4087a88
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6   # keeps LayerNorm from dividing by 0
 
     def __post_init__(self):
+        check_limits(self, "vision")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"vision: hidden_size {self.hidden_size} is not a multiple of "
                              f"num_attention_heads {self.num_attention_heads}: change one of them")
@@ -42,12 +43,8 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, config: dict) -> "VisionConfig": # SigLIP's config.json, or the vision_config in it
-        "Pick the sizes; what is left out is SigLIP-B's. Raises ValueError if the activation is another."
-        config = config.get("vision_config", config)
-        activation = config.get("hidden_act", "gelu_pytorch_tanh")
-        if activation == "gelu_pytorch_tanh": return cls(**pick_fields(cls, config))
-        raise ValueError(f"the vision config has hidden_act = {activation!r}, the encoder has "
-                         "'gelu_pytorch_tanh': use a SigLIP checkpoint")
+        "Pick the sizes; what is left out is SigLIP-B's. Raises ValueError if the file is another encoder's."
+        return cls(**pick_fields(cls, encoder_sizes(config)))
 
 # %% ../nbs/03_vision.ipynb #25394d0f
 class MLP(nn.Module):
