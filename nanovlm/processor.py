@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .generation import stream
 from .images import load_image
 from .model import VisionLanguageModel, VLMConfig
+from .runs import device_of
 from .vision import preprocess
 from .weights import check_value, find_folder, read_json, replacing, section, write_json
 
@@ -604,7 +605,7 @@ def to_device(model: nn.Module, # its parameters say where to
               batch: Batch,     # inputs of the model
               ) -> Batch:
     "Return a batch on the model's device."
-    device = next(model.parameters()).device
+    device = device_of(model)
     return {name: t.to(device, non_blocking=True) for name, t in batch.items()}
 
 # %% ../nbs/10_processor.ipynb #a8627948

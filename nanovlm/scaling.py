@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .model import VisionLanguageModel, VLMConfig
 from .training import TrainConfig, wrong_values
-from .weights import count_parameters
+from .weights import count_parameters, empty_model
 
 # %% ../nbs/16_scaling.ipynb #760f1577
 def matmul_rate(dtype: torch.dtype, # of both matrices
@@ -47,7 +47,7 @@ def matmul_rate(dtype: torch.dtype, # of both matrices
 def hollow_model(config: VLMConfig,        # sizes
                  ) -> VisionLanguageModel: # on the meta device
     "Make a model whose weights have a shape, and no numbers."
-    with torch.device("meta"): return VisionLanguageModel(config)
+    return empty_model(VisionLanguageModel, config)
 
 # %% ../nbs/16_scaling.ipynb #906e64cc
 @lru_cache
