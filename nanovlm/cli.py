@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'AskCommand', 'TrainCommand', 'EvaluateCommand', 'PlanCommand', 'DemoCommand', 'BenchCommand', 'one_line',
-           'main']
+           'read_command', 'main']
 
 # %% ../nbs/reference/cli.ipynb #7894cb1e
 import contextlib, io, re, sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Literal
 import torch
 import tyro
 from .bench import bench
-from .data import load_data, split_rows
+from .data import describe_mixture, mix, mixture_table, open_data, pick_split, split_rows
 from .demo import DemoConfig, demo
-from .evaluation import evaluate, evaluate_choices, load_choices, report
+from .evaluation import (METRICS, evaluate, evaluate_choices, load_choices, pick_metric,
+                                report)
 from .hub import load
 from .images import load_image
 from .model import VisionLanguageModel, VLMConfig
@@ -23,7 +25,7 @@ from .processor import Processor, stream_answer, tiny_model
 from .recipe import join
 from .runs import Processes
 from .scaling import Plan, largest_batch, mfu_meter
-from .training import TrainConfig, train
+from .training import TrainConfig, gentle, train
 
 # %% ../nbs/reference/cli.ipynb #a4087a88
 @dataclass
@@ -64,25 +66,28 @@ class TrainCommand:
 
     Several processes: torchrun --nproc-per-node N -m nanovlm train …"""
     data: str = "easy-vqa"          # "easy-vqa"; a folder with metadata.csv; a folder or hub name in The Cauldron's layout, such as HuggingFaceM4/the_cauldron:vqav2=2,ai2d
+    split: str | None = None        # which part of it, by default "train"
     model: str = "tiny"             # "tiny" starts from scratch; a checkpoint folder or hub name goes on from there
     vision: str = ""                # with text: a new model on these pretrained towers, such as google/siglip-base-patch16-224 …
     text: str = ""                  # … and HuggingFaceTB/SmolLM2-135M-Instruct
     scale_factor: int = 2           # side of the block that pixel shuffle folds into one token, for a new model on towers
     streaming: bool = False         # read the data while training, and store none
     min_rating: int = 1             # leave out turns that FineVision rates lower, from 1 to 5
-    valid_share: float = 0.05       # share of the rows that is held out to choose the best checkpoint …
+    valid_share: float = 0.05       # share of the images that is held out to choose the best checkpoint …
     valid_rows: int = 1000          # … but not more rows than these
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig) # how to train
 
     def run(self):
-        options = dict(streaming=self.streaming, min_rating=self.min_rating,
-                       seed=self.config.seed)
-        rows = load_data(self.data, **{} if self.data == "easy-vqa" else options)
-        rows, valid_rows = split_rows(rows, self.valid_share, self.valid_rows)
+        parts = open_data(self.data, self.split or pick_split(self.data, "train"), streaming=self.streaming,
+                          min_rating=self.min_rating)
+        rows, valid_rows = split_rows(mix(parts, self.config.seed), self.valid_share, self.valid_rows)
         model, processor = self.start(rows)
+        if Processes().rank == 0: self.describe(parts, processor)
         measure = mfu_meter(model.config, self.config)
         model.to(Processes().device)
-        history = train(model, processor, rows, self.config, valid_rows, measure=measure)
+        about = dict(data_name=self.data, data_split=self.split, min_rating=self.min_rating,
+                     valid_share=self.valid_share)
+        history = train(model, processor, rows, self.config, valid_rows or None, measure=measure, about=about)
         if Processes().rank > 0: return
         losses = [line["valid_loss"] for line in history if "valid_loss" in line]
         best = f", best validation loss {min(losses):.4f}" if losses else ""
@@ -95,27 +100,46 @@ class TrainCommand:
                              "or neither")
         if self.vision: return join(self.vision, self.text, self.scale_factor)
         if self.model == "tiny": return tiny_model(rows, self.config.seed)
-        return load(self.model, dtype=torch.float32)
+        loaded = load(self.model, dtype=torch.float32)
+        self.config = gentle(self.config)
+        return loaded
+
+    def describe(self, parts, processor): # from `open_data`
+        "Print the mixture as the run will see it."
+        def tokens(answer): return len(processor.answer(answer))
+        config = self.config
+        drawn = config.steps * config.batch_size * config.accumulate * Processes().world
+        print(mixture_table(describe_mixture(parts, drawn, tokens)))
 
 # %% ../nbs/reference/cli.ipynb #2ec1dd09
 @dataclass
 class EvaluateCommand:
     "Score a model on a data set or benchmark, beside what it scores without the right image."
     checkpoint: tyro.conf.Positional[str]  # a folder, a hub name, or "tiny"
-    data: str = "easy-vqa"                 # as for train; with choices: Lin-Chen/MMStar, derek-thomas/ScienceQA, or a folder of Parquet files like theirs
+    data: str = ""                         # as for train, by default easy-vqa; with choices: Lin-Chen/MMStar, derek-thomas/ScienceQA, or a folder of Parquet files like theirs
     choices: bool = False                  # it is a multiple-choice benchmark
-    split: str | None = None               # which part of it, by default "test", of a benchmark "val"; a folder has only one: give one that was not trained on
+    split: str | None = None               # which part of it, by default "test", of a benchmark "val", or else the other one
+    metric: Literal["", *METRICS] = ""     # how answers are scored; nothing = as is the custom for the data
     batch_size: int = 256                  # questions answered together
     max_new_tokens: int = 16               # longest answer, in tokens
 
     def run(self):
+        if self.choices and not self.data:
+            raise ValueError("choices is for a benchmark: name it with --data, such as Lin-Chen/MMStar or a "
+                             "folder of Parquet files in its form")
+        if self.choices and self.metric:
+            raise ValueError(f"metric is {self.metric!r}, but a benchmark's choices are right or wrong: leave one out")
         model, processor = load(self.checkpoint, device=Processes().device)
         options = dict(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
-        if self.choices:
-            choices = load_choices(self.data, self.split or "val")
-            metrics = evaluate_choices(model, processor, choices, **options)
-        else: metrics = evaluate(model, processor, load_data(self.data, self.split or "test"), **options)
+        if self.choices: metrics = evaluate_choices(model, processor, load_choices(self.data, self.split), **options)
+        else: metrics = self.score(model, processor, options)
         print(report(metrics))
+
+    def score(self, model, processor, options) -> dict: # figures, from `evaluate`
+        data = self.data or "easy-vqa"
+        parts = open_data(data, self.split or pick_split(data, "test", "validation"))
+        metric = self.metric or pick_metric([part.name for part in parts])
+        return evaluate(model, processor, mix(parts), metric=metric, **options)
 
 # %% ../nbs/reference/cli.ipynb #4317c0e7
 @dataclass
@@ -155,19 +179,32 @@ def one_line(box: str, # what tyro prints
     text = re.sub(r"Error parsing \S+: ", "", " ".join(filter(None, lines)))
     return re.sub(r"\.? For full helptext, \w+", "; see", text)
 
-def main(args: list[str]=None): # by default the words after the program's name
-    "Run the `nanovlm` command."
+def read_command(args: list[str], # the words after the program's name
+                 ):               # -> one of `COMMANDS`, filled in
+    "Read a command line. Raises SystemExit after a complaint in one line."
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args,
-                                                           prog="nanovlm")
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args, prog="nanovlm")
     except SystemExit as stop:
         text = complaint.getvalue()
         if stop.code: print("nanovlm:", one_line(text) or text.strip(), file=sys.stderr)
         raise
+    except ValueError as error: # a setting that cannot work
+        print(f"nanovlm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+def main(args: list[str]=None): # by default the words after the program's name
+    "Run the `nanovlm` command."
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]: return print(f"nanovlm {version('nanovlm')}")
+    command = read_command(args)
     try: command.run()
     except (ValueError, OSError) as error:
         print(f"nanovlm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(f"nanovlm: memory has run out ({str(error).splitlines()[0][:120]}): make batch_size smaller, or "
+              "see `nanovlm plan`", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt: raise SystemExit(130) from None

@@ -7,9 +7,10 @@ __all__ = ['SPLITS', 'KINDS', 'PICTURES', 'TABLES', 'RATINGS', 'cauldron_feature
            'read_jsonl', 'read_answers', 'split_word', 'files_of_split', 'visible_files', 'read_one_table',
            'read_table', 'image_folder', 'good_turns', 'is_picture', 'picture_columns', 'check_columns', 'has_turns',
            'has_answers', 'in_schema', 'subset_files', 'find_subsets', 'split_files', 'pick_split', 'choose_subsets',
-           'usable_files', 'Part', 'open_subset', 'open_mixture', 'mix', 'describe_mixture', 'mixture_table',
-           'open_data', 'load_data', 'picture_keys', 'hold_out', 'is_candidate', 'shows_none_of', 'hold_out_of_stream',
-           'split_rows', 'read_turn', 'make_example', 'Examples', 'draw', 'may_look', 'stack', 'collate', 'pack']
+           'usable_files', 'Part', 'load_files', 'open_subset', 'open_mixture', 'mix', 'describe_mixture',
+           'mixture_table', 'open_data', 'load_data', 'picture_keys', 'hold_out', 'is_candidate', 'shows_none_of',
+           'hold_out_of_stream', 'split_rows', 'read_turn', 'make_example', 'Examples', 'draw', 'may_look', 'stack',
+           'collate', 'pack']
 
 # %% ../nbs/11_data.ipynb #7894cb1e
 import csv, difflib, hashlib, itertools, json, os, re, sys
@@ -455,6 +456,18 @@ class Part:
     weight: float | None=None # how often rows are drawn of it; None = as often as it has rows
 
 # %% ../nbs/11_data.ipynb #2aa55bed
+def load_files(path: str,  # as for `datasets.load_dataset`
+               **options,  # likewise
+               ):          # -> Dataset or stream
+    "Load rows. Raises ValueError, in one line, if files are damaged."
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    try: return load_dataset(path, **options)
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).splitlines()[0][:200]
+        names = ", ".join(map(str, options.get("data_files", [path])))
+        raise ValueError(f"cannot read {names[:200]} ({reason}): copy or write it again") from None
+
 def open_subset(name: str,        # of the subset
                 arguments: dict,  # for `load_dataset`
                 weight: float | None, # as for `Part`
@@ -462,17 +475,12 @@ def open_subset(name: str,        # of the subset
                 min_rating: int,  # as for `in_schema`
                 ) -> Part:
     "Open a subset; its count is 0 if it has no row. Raises ValueError if it cannot be read."
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
     count = None
     if arguments["path"] == "parquet":
         files, count = usable_files(arguments["data_files"])
         if not files: return Part(name, [], 0, weight)
         arguments = arguments | dict(data_files=files)
-    try: rows = in_schema(load_dataset(**arguments, streaming=streaming), name, min_rating)
-    except DatasetGenerationError as error:
-        reason = str(error.__cause__ or error).splitlines()[0][:200]
-        raise ValueError(f"cannot read the subset {name} ({reason}): write its files again") from None
+    rows = in_schema(load_files(**arguments, streaming=streaming), name, min_rating)
     if not streaming: return Part(name, rows, len(rows), weight)
     about = (rows.info.splits or {}).get(arguments["split"]) if count is None else None
     if about: count = about.num_examples

@@ -79,9 +79,10 @@ class DemoConfig:
     output_dir: str = "runs/demo" # the checkpoint, metrics.json, figures and index.html go here
     seed: int = 0                 # of everything random
     steps: int = TrainConfig.steps # optimizer steps
+    resume: bool = False          # go on with a demo that was stopped
 
 def demo(config: DemoConfig=None, # the default is `DemoConfig()`
-         ) -> dict:               # the metrics
+         ) -> dict:               # the metrics; empty if it was stopped
     "Train the tiny model on easy-VQA from scratch, answer all official test questions once, and report."
     config = config or DemoConfig()
     folder = Path(config.output_dir)
@@ -93,8 +94,9 @@ def demo(config: DemoConfig=None, # the default is `DemoConfig()`
     print(f"training {parameters:,} parameters on {len(train_rows):,} images "
           f"with {torch.get_num_threads()} threads", flush=True)
     train_config = TrainConfig(output_dir=config.output_dir, seed=config.seed,
-                               steps=config.steps)
+                               steps=config.steps, resume=config.resume, overwrite=True)
     history = train(model, processor, train_rows, train_config, valid_rows)
+    if len(history) < config.steps: return {} # it was told to stop, and said how to go on
     print("answering the test questions: with their image, with a blank one, and with another", flush=True)
     metrics = evaluate(VisionLanguageModel.from_pretrained(folder), processor, test_rows,
                        rows)

@@ -225,7 +225,7 @@ def test_digits_are_texts_or_numbers_for_a_whole_benchmark(tmp_path, golds, want
     assert [c["answer"] for c in load_choices(folder)] == wanted
 
 @pytest.mark.parametrize("names, split, count", [
-    (["mmstar"], "val", 1), (["val-00000-of-00001", "test-00000"], "val", 1),
+    (["mmstar"], None, 1), (["test-0"], None, 1), (["val-00000-of-00001", "test-00000"], "val", 1),
     (["validation", "train", "test-0", "test-1"], "test", 2),
     (["validation-0"], "val", 1), (["dev"], "validation", 1)])
 def test_a_split_is_chosen(tmp_path, names, split, count):
@@ -235,7 +235,7 @@ def test_a_split_is_chosen(tmp_path, names, split, count):
 def test_a_split_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "test").mkdir()
     benchmark(tmp_path / "test", [row_of()], "0000")
-    with pytest.raises(FileNotFoundError, match="'val', only of test"): load_choices(str(tmp_path))
+    with pytest.raises(ValueError, match="'val': choose one of test"): load_choices(str(tmp_path), "val")
 
 def test_a_benchmark_with_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prompt, target"):
