@@ -385,7 +385,8 @@ def predict(model: VisionLanguageModel, # in eval mode
     Raises ValueError if nothing is left, or for an unknown metric."""
     if metric not in METRICS:
         raise ValueError(f"the metric {metric!r} is not known: choose one of {', '.join(METRICS)}")
-    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}: give at least 1")
+    for name, value in dict(batch_size=batch_size, max_new_tokens=max_new_tokens).items():
+        if not value >= 1: raise ValueError(f"{name} is {value}: give at least 1")
     pictures = as_pictures(rows, processor)
     batches = in_batches(make_prompts(pictures, images, max_new_tokens), batch_size)
     answer = partial(answer_batch, model, processor, max_new_tokens=max_new_tokens)

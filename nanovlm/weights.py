@@ -36,7 +36,8 @@ def find_folder(name_or_folder: str | Path, # a folder, a .gguf file, or a hub n
         raise ValueError(f"{name_or_folder!r} is no name: give a checkpoint folder, or a hub name such as "
                          "'owner/name'")
     path = Path(name_or_folder).expanduser()
-    if path.exists(): return path
+    if path.is_dir() or path.suffix == ".gguf" and path.exists(): return path
+    if path.exists(): raise ValueError(f"{name!r} is a file: give the checkpoint's folder, or a .gguf file")
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"no folder {name!r}: give an existing checkpoint folder, or a hub "
                                 "name such as 'owner/name'")
