@@ -369,12 +369,12 @@ def stream(folder, kind):
 def no_sleep(monkeypatch): monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 @pytest.mark.parametrize("options", [{}, dict(length=256)], ids=["padded", "packed"])
-@pytest.mark.parametrize("kind", ["plain", "filtered", "mixture", "few"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind, workers", [("plain", 0), ("filtered", 0), ("mixture", 0), ("few", 0),
+                                           ("plain", 2), ("few", 2)])
 def test_a_stream_goes_on_bit_for_bit(folder, processor, kind, options, workers):
     def source(cursor=None):
         windows = Windows(Examples(stream(folder, kind), processor), 8, questions=1, **options)
-        return Source(windows, workers if kind in ("plain", "few") else 0, cursor=cursor)
+        return Source(windows, workers, cursor=cursor)
     whole = source()
     batches, cursors = [], []
     for _ in range(9):
@@ -398,17 +398,14 @@ def test_a_stream_goes_on_in_constant_time(folder, processor):
             patch.setattr(Lanes, "take", counted)
             windows = iter(Windows(Examples(stream(folder, "plain"), processor), 10, questions=1,
                                    cursor=cursor))
-            start = time.perf_counter()
             first = next(windows)
-            return windows, first, sum(taken), time.perf_counter() - start
-    windows, item, rows_new, _ = read_rows()
+            return windows, first, sum(taken)
+    windows, item, count = read_rows()
     *_, item = itertools.islice(windows, 399)
     following = next(windows)
-    new = min(read_rows()[3] for _ in range(3))
-    later = [read_rows(json.loads(json.dumps(item["cursor"]))) for _ in range(3)]
-    assert same(later[0][1]["batch"], following["batch"])
-    assert rows_new == BLOCK and all(count == BLOCK for _, _, count, _ in later)
-    assert min(seconds for *_, seconds in later) < 2 * new # 1.2 × on a machine that does nothing else
+    _, first, count_later = read_rows(json.loads(json.dumps(item["cursor"])))
+    assert same(first["batch"], following["batch"])
+    assert count == count_later == BLOCK
 
 def test_a_stream_shows_every_row_once_in_an_epoch(folder, processor):
     windows = Windows(Examples(stream(folder, "plain"), processor), 50, questions=1)

@@ -512,7 +512,7 @@ def test_a_file_damaged_inside_is_one_line(tmp_path):
     data = bytearray(file.read_bytes())
     data[200:2000] = bytes(1800)
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="cannot read the subset shapes") as caught: load_data(str(tmp_path))
+    with pytest.raises(ValueError, match="cannot read .*shapes/train-0.parquet .Corrupt") as caught: load_data(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 def test_a_column_twice_is_refused(tmp_path):
