@@ -172,8 +172,8 @@ def find_model(name_or_folder: str | Path, # as for `load`
 
 def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/name", or "tiny"
          revision: str=None,         # branch, tag or commit on the hub
-         dtype: torch.dtype=None,    # of the weights; None = as in the file
-         device: torch.device=None,  # None = the CPU
+         dtype: torch.dtype=None,    # of the weights, or its name; None = as in the file
+         device: torch.device=None,  # or its name; None = the CPU
          ) -> tuple[VisionLanguageModel, Processor]:
     """Open a checkpoint of any known format: ours, Idefics3's, SmolVLM's, or one of the nanoVLM repository's.
 

@@ -75,7 +75,7 @@ class TrainConfig:
     tracker: str = ""                  # also log to "trackio", "wandb" or "tensorboard"
     progress: bool = True              # show a progress bar
     def __post_init__(self):
-        self.output_dir = os.fspath(self.output_dir)
+        self.output_dir = os.fspath(self.output_dir or "")
         check_config(self)
 
 # %% ../nbs/12_training.ipynb #460c76c8

@@ -6,8 +6,9 @@
 __all__ = ['CHECKPOINT_FILES', 'LIMITS', 'LLAMA', 'DECODERS', 'SIGLIP', 'ENCODERS', 'PLAIN', 'FLOATS', 'NamedTensors',
            'find_folder', 'read_json', 'section', 'pick_fields', 'check_value', 'check_limits', 'check_model_type',
            'fill_in', 'encoder_sizes', 'plain_rope', 'decoder_sizes', 'gguf_config', 'read_config', 'listed_files',
-           'shards', 'check_finite', 'read_tensors', 'to_disk', 'converted', 'load_weights', 'NoInit', 'empty_model',
-           'config_file', 'tie_head', 'load_model', 'count_parameters', 'replacing', 'write_json', 'write_tensors']
+           'shards', 'check_finite', 'read_tensors', 'to_disk', 'as_dtype', 'as_device', 'converted', 'load_weights',
+           'NoInit', 'empty_model', 'config_file', 'tie_head', 'load_model', 'count_parameters', 'replacing',
+           'write_json', 'write_tensors']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
 import json, os, shutil, tempfile
@@ -299,6 +300,22 @@ def to_disk(name: str,                # a parameter's name here
         if name.startswith(ours): return theirs + name[len(ours):]
     return name
 
+# %% ../nbs/reference/weights.ipynb #a6f8f15e
+def as_dtype(dtype, # torch.float32, its name "float32", or None
+             ) -> torch.dtype | None:
+    "Return a dtype that weights can have. Raises ValueError for others."
+    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if found is None or found in FLOATS: return found
+    raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(map(str, FLOATS))}")
+
+def as_device(device, # "cuda", "cpu", torch.device or None
+              ) -> torch.device:
+    "Return a device that this machine has. Raises ValueError for others."
+    try: return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError, TypeError) as e:
+        raise ValueError(f"device {device!r} is not to be had here ({str(e).splitlines()[0][:80]}): choose "
+                         "'cpu', or look at torch.cuda.is_available()") from None
+
 # %% ../nbs/reference/weights.ipynb #3b2931c9
 def converted(tensor: Tensor, # of a checkpoint
               name: str,      # its name, for messages
@@ -317,13 +334,14 @@ def load_weights(model: nn.Module,         # made on the meta device: no memory 
                  source: Path,             # where they are from, for messages
                  prefixes: dict[str, str], # our prefix: theirs; a part that was saved alone may lack it
                  ignore: tuple[str, ...]=(), # prefixes in the file that are another model's
-                 dtype: torch.dtype=None,  # None = as in the file
-                 device: torch.device=None, # None = the CPU
+                 dtype: torch.dtype=None,  # or its name; None = as in the file
+                 device: torch.device=None, # or its name; None = the CPU
                  ) -> nn.Module:           # the model, loaded, in eval mode
     """Give every parameter its tensor, one at a time.
 
     Raises ValueError, with the tensor's name, if one is missing, left over or of another shape. A model's
     `tied_names` are parameters that are another's, and need not be in the file."""
+    dtype, device = as_dtype(dtype), as_device(device)
     tied = getattr(model, "tied_names", set())
     wanted = {name: p.shape for name, p in model.state_dict().items() if name not in tied}
     ours = {n: name for name in wanted for n in (name, to_disk(name, prefixes))}

@@ -522,3 +522,14 @@ def test_a_very_long_answer_is_learnt_in_time(rows):
     tokenizer = train_tokenizer(["what is it?", "a red circle", *long, "half \ud83d"], 400)
     tokenizer.encode("x" * 300_000)
     assert time.process_time() - start < 10
+
+@pytest.mark.parametrize("options, message", [
+    (dict(dtype="float33"), "dtype is 'float33': choose one of torch.float16"),
+    (dict(dtype=torch.int8), "dtype is torch.int8"), (dict(dtype=4), "dtype is 4"),
+    (dict(device="gpu"), "device 'gpu' is not to be had"), (dict(device="cuda:77"), "device 'cuda:77'"),
+    (dict(device=3.5), "device 3.5")], ids=str)
+def test_a_dtype_or_device_that_is_not_there_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message): load("tiny", **options)
+
+def test_a_dtype_may_be_a_name():
+    assert next(load("tiny", dtype="bfloat16")[0].parameters()).dtype is torch.bfloat16
