@@ -7,7 +7,7 @@ __all__ = ['plain_processor', 'read_header', 'accepted_answers', 'Seen', 'look_a
            'count_rows', 'compare_split', 'write_shares', 'write_lengths', 'describe_pictures', 'describe_texts',
            'describe_faults', 'draw_picture', 'write_caption', 'contact_sheet', 'align', 'Survey', 'survey']
 
-# %% ../nbs/reference/survey.ipynb #2b202003
+# %% ../nbs/reference/survey.ipynb #15fbdde8
 import contextlib, io, re, textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ from .images import load_image, open_image
 from .plots import LOSS, TEXT
 from .processor import Processor, train_tokenizer
 
-# %% ../nbs/reference/survey.ipynb #2a160f44
+# %% ../nbs/reference/survey.ipynb #b87620ec
 def plain_processor() -> Processor:
     "Make a processor without limits, which refuses only what that of any model refuses."
     return Processor(train_tokenizer([]), image_size=8, max_length=10**9)
 
-# %% ../nbs/reference/survey.ipynb #d41eeada
+# %% ../nbs/reference/survey.ipynb #2c500981
 def read_header(image, # {"bytes", "path"} as data sets hold it, or a PIL image
                 ) -> tuple[int, int, str] | None: # width, height, format; None = it does not open
     "Read a picture's size and format, and no pixels."
@@ -35,14 +35,14 @@ def read_header(image, # {"bytes", "path"} as data sets hold it, or a PIL image
         with open_image(source) as opened: return *opened.size, opened.format or "in memory"
     except Exception: return None # decoders raise errors of any type
 
-# %% ../nbs/reference/survey.ipynb #b284b11e
+# %% ../nbs/reference/survey.ipynb #b03b4aaf
 def accepted_answers(turn: dict, # user, assistant; perhaps answers, a list
                      ) -> set[str]: # in lower case
     "List the replies that exact match would accept."
     given = turn.get("answers") or [turn["assistant"]]
     return {" ".join(text.lower().split()).removesuffix(".").rstrip() for text in given if text}
 
-# %% ../nbs/reference/survey.ipynb #bacd5c8d
+# %% ../nbs/reference/survey.ipynb #7d465ca8
 @dataclass
 class Seen:
     "What was seen of a row."
@@ -69,7 +69,7 @@ def look_at(place: tuple[str, int], # as in `Seen`
               turn.get("source") or "unnamed", len(turn.get("answers") or [])) for turn in usable]
     return Seen(place, unusable, len(images), len(example["pixel_values"]), pictures, turns)
 
-# %% ../nbs/reference/survey.ipynb #52bf0cb2
+# %% ../nbs/reference/survey.ipynb #559bfb6c
 def some_rows(parts: list[Part], # from `open_parts`
               limit: int,        # rows to look at, all in all
               ) -> Iterator[tuple[tuple[str, int], dict | str]]: # subset and number; the row, or why it cannot be read
@@ -86,9 +86,9 @@ def some_rows(parts: list[Part], # from `open_parts`
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             yield (part.name, n), f"here or behind it is a row that cannot be read ({reason[:120]})"
 
-# %% ../nbs/reference/survey.ipynb #60d02909
+# %% ../nbs/reference/survey.ipynb #e61b0277
 def open_parts(name: str,         # as for `open_data`
-               split: str | None, # which part
+               split: str,        # which part
                streaming: bool | None=None, # None = what is large or on the hub
                min_rating: int=1, # as for `open_mixture`
                ) -> list[Part]:
@@ -104,20 +104,19 @@ def open_parts(name: str,         # as for `open_data`
         raise ValueError(f"{error}; if it is a multiple-choice benchmark: nanovlm evaluate CHECKPOINT "
                          f"--data {name} --choices") from None
 
-# %% ../nbs/reference/survey.ipynb #e72d5a97
+# %% ../nbs/reference/survey.ipynb #5de54613
 def count_files(name: str, # of a data set
-                ) -> Counter: # split (None = no file names one): its files; empty if the data are not here
+                ) -> Counter: # split: its files; empty if the data are not here
     "Find the splits of a data set. Raises ValueError if a file names two, or cannot be read."
     folder = name.partition(":")[0]
     files = Counter(dict(train=1, test=1) if name == "easy-vqa" else {})
     for file in visible_files(folder, "*.parquet", *TABLES) if Path(folder).is_dir() else []:
         rows = read_one_table(file) if file.name in TABLES else []
         column = {str(row["split"]) for row in rows if "split" in row}
-        files.update(column or {split_word(file, folder)})
-    if None in files and len(files) > 1: files["train"] += files.pop(None) # as `files_of_split` has it
+        files.update(column or {split_word(file, folder) or "train"})
     return files
 
-# %% ../nbs/reference/survey.ipynb #57ed1ab8
+# %% ../nbs/reference/survey.ipynb #ace4a575
 def count_rows(parts: list[Part], # of a data set
                ) -> str:
     "Write how many rows there are."
@@ -126,7 +125,7 @@ def count_rows(parts: list[Part], # of a data set
 
 def compare_split(seen: list[Seen],  # rows of one split
                   name: str,         # of the data set
-                  split: str | None, # another one
+                  split: str,        # another one
                   limit: int,        # rows of it to look at
                   **options,         # streaming and min_rating, as for `open_parts`
                   ) -> tuple[str, list[tuple]]: # what was found; of each picture in both a place here and a place there
@@ -139,13 +138,13 @@ def compare_split(seen: list[Seen],  # rows of one split
     for place, row in some_rows(parts, limit):
         keys = picture_keys(row) if not isinstance(row, str) and row["images"] else ()
         for key in here.keys() & keys: shared.setdefault(key, (here[key], place))
-    said = f"{count_rows(parts)} rows, none of which shows a picture of this split"
-    for (subset, n), (other, m) in [*shared.values()][:1]:
-        said = (f"{count_rows(parts)} rows; {len(shared):,} PICTURES ARE IN BOTH, first row {n} of {subset} "
-                f"here, row {m} of {other} there")
+    said = f"{count_rows(parts)} rows; "
+    if not shared: return f"{said}no picture is in both", []
+    (subset, n), (other, m) = next(iter(shared.values()))
+    said += f"PICTURES IN BOTH: {len(shared):,}, first row {n} of {subset} here, row {m} of {other} there"
     return said, [*shared.values()]
 
-# %% ../nbs/reference/survey.ipynb #f26252d6
+# %% ../nbs/reference/survey.ipynb #7cfd8335
 def write_shares(counts: Counter, # of values
                  total: int=None, # that is 100 %; None = all of them
                  ) -> str:
@@ -162,7 +161,7 @@ def write_lengths(values: list[int], # of something
     upper = np.quantile(values, 0.95, method="higher")
     return f"median {np.median(values):g}, 95th percentile {upper}, most {max(values):,}"
 
-# %% ../nbs/reference/survey.ipynb #f6d9ad37
+# %% ../nbs/reference/survey.ipynb #e5897fba
 def describe_pictures(seen: list[Seen], # rows
                       tokens: int,      # that a square takes; 0 = not known
                       ) -> Iterator[tuple[str, str]]: # what, and what was found
@@ -196,7 +195,9 @@ def describe_texts(seen: list[Seen], # rows
     yield "answer length", f"{write_lengths(lengths)} {unit}"
     yield "kinds", write_shares(Counter(kinds))
     answers = Counter(answer for each in accepted for answer in each)
-    yield "commonest answers", write_shares(answers, len(accepted)) + "; whoever always says one is right so often"
+    (commonest, count), = answers.most_common(1)
+    yield "commonest answers", write_shares(answers, len(accepted))
+    yield "guessing", f"always {commonest[:40]!r} is right {100 * count / len(accepted):.3g} % of the time"
     several = 100 * np.mean([n > 0 for n in listed])
     if several: yield "several answers", f"{several:.3g} % of the questions have a list"
 
@@ -213,7 +214,7 @@ def describe_faults(seen: list[Seen], # rows
         yield "unusable", f"{len(more) + 1:,} × {why} (first: row {n} of {subset}{which})"
     if not groups: yield "unusable", "nothing"
 
-# %% ../nbs/reference/survey.ipynb #20f3f301
+# %% ../nbs/reference/survey.ipynb #bc45c800
 def draw_picture(image,       # as for `read_header`
                  width: int,  # room for it, in pixels …
                  height: int, # … and below
@@ -268,7 +269,7 @@ def contact_sheet(rows: list[dict],   # in The Cauldron's schema
             ImageDraw.Draw(sheet).text((left, top + 180 + 16 * k), line, color, font)
     return sheet
 
-# %% ../nbs/reference/survey.ipynb #72b5a298
+# %% ../nbs/reference/survey.ipynb #ea742bc1
 def align(found: list[tuple[str, str]], # what, and what was found
           ) -> str:
     "Write pairs in two columns; what is said twice in a row stands there once."
@@ -278,12 +279,12 @@ def align(found: list[tuple[str, str]], # what, and what was found
         lines += textwrap.wrap(text, 90, initial_indent=start, subsequent_indent=" " * 19)
     return "\n".join(lines)
 
-# %% ../nbs/reference/survey.ipynb #5b13ae00
+# %% ../nbs/reference/survey.ipynb #fc58d9c4
 @dataclass(repr=False)
 class Survey:
     "What a data set holds, as `print` shows it."
     name: str           # of the data set
-    split: str | None   # that was looked at; None = the folder names none
+    split: str          # that was looked at
     splits: dict        # each split: what was found about it
     shared: dict        # each other split: its pictures that are in this one, too, as from `find_shared`
     parts: list[Part]   # subsets of this split
@@ -312,20 +313,19 @@ class Survey:
         "Describe the rows of a subset."
         seen = [s for s in self.seen if subset in (None, s.place[0])]
         tokens = self.processor.image_seq_len if self.processor else 0
-        found = [*describe_pictures(seen, tokens),
-                 *describe_texts(seen, "tokens" if self.processor else "characters"), *describe_faults(seen)]
-        return align(found)
+        unit = "tokens" if self.processor else "characters"
+        return align([*describe_pictures(seen, tokens), *describe_texts(seen, unit)])
 
     def __str__(self):
-        about = [("splits", f"{split or 'not named'}: {said}") for split, said in self.splits.items()]
+        about = [("splits", f"{split}: {said}") for split, said in self.splits.items()]
         head = f"{self.name}: looked at {len(self.seen):,} of {count_rows(self.parts)} rows"
         blocks = [head, align(about)]
         names = [part.name for part in self.parts] if len(self.parts) > 1 else []
         if names: blocks.append(self.table())
         if len(names) <= 4: blocks += [f"{name}\n{self.describe(name)}" for name in names]
-        blocks.append(("all subsets\n" if names else "") + self.describe())
-        if not self.processor:
-            blocks.append("Whether a question is too long, a model's processor says (--model).")
+        faults = align([*describe_faults(self.seen)])
+        blocks += [("all subsets\n" if names else "") + self.describe(), faults]
+        if not self.processor: blocks.append("(A question that is too long shows with a model: --model)")
         return "\n\n".join(blocks)
 
     __repr__ = __str__
@@ -363,8 +363,9 @@ def survey(name: str,             # "easy-vqa", a folder, or a hub name: as for 
     here = {split} if split in files else {word for word in files if KINDS.get(word) == KINDS.get(split)}
     splits = {split: f"{count_rows(parts)} rows, this one"}
     shared = {}
+    folder = name.partition(":")[0] # subsets that are not mixed may show the same pictures
     for other in [word for word in files if word not in here]:
-        splits[other], shared[other] = compare_split(seen, name, other, limit, **options)
+        splits[other], shared[other] = compare_split(seen, folder, other, limit, **options)
     if not files: # they are on the hub, which says what it has
         about = getattr(parts[0].rows.info, "splits", None) or {}
         told = {word: f"{split.num_examples or '?'} rows, not opened" for word, split in about.items()}
