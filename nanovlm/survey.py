@@ -7,7 +7,7 @@ __all__ = ['plain_processor', 'read_header', 'accepted_answers', 'Seen', 'look_a
            'count_rows', 'compare_split', 'write_shares', 'write_lengths', 'describe_pictures', 'describe_texts',
            'describe_faults', 'draw_picture', 'write_caption', 'contact_sheet', 'align', 'Survey', 'survey']
 
-# %% ../nbs/reference/survey.ipynb #15fbdde8
+# %% ../nbs/reference/survey.ipynb #e55f715d
 import contextlib, io, re, textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,34 +15,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from .data import (
-    KINDS, SPLITS, TABLES, Part, make_example, open_data, picture_keys, read_one_table, split_word,
-    visible_files)
+    KINDS, SPLITS, TABLES, Part, make_example, open_data, picture_keys, read_one_table,
+    split_word, visible_files)
 from .images import load_image, open_image
 from .plots import LOSS, TEXT
 from .processor import Processor, train_tokenizer
 
-# %% ../nbs/reference/survey.ipynb #b87620ec
+# %% ../nbs/reference/survey.ipynb #0bc1260c
 def plain_processor() -> Processor:
     "Make a processor without limits, which refuses only what that of any model refuses."
     return Processor(train_tokenizer([]), image_size=8, max_length=10**9)
 
-# %% ../nbs/reference/survey.ipynb #2c500981
+# %% ../nbs/reference/survey.ipynb #a2c0bdc8
 def read_header(image, # {"bytes", "path"} as data sets hold it, or a PIL image
                 ) -> tuple[int, int, str] | None: # width, height, format; None = it does not open
     "Read a picture's size and format, and no pixels."
     source = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
     try:
-        with open_image(source) as opened: return *opened.size, opened.format or "in memory"
+        with open_image(source) as opened:
+            return *opened.size, opened.format or "in memory"
     except Exception: return None # decoders raise errors of any type
 
-# %% ../nbs/reference/survey.ipynb #b03b4aaf
+# %% ../nbs/reference/survey.ipynb #d8863d02
 def accepted_answers(turn: dict, # user, assistant; perhaps answers, a list
                      ) -> set[str]: # in lower case
     "List the replies that exact match would accept."
     given = turn.get("answers") or [turn["assistant"]]
-    return {" ".join(text.lower().split()).removesuffix(".").rstrip() for text in given if text}
+    plain = (" ".join(text.lower().split()) for text in given if text)
+    return {text.removesuffix(".").rstrip() for text in plain}
 
-# %% ../nbs/reference/survey.ipynb #7d465ca8
+# %% ../nbs/reference/survey.ipynb #7b5dfba8
 @dataclass
 class Seen:
     "What was seen of a row."
@@ -64,29 +66,33 @@ def look_at(place: tuple[str, int], # as in `Seen`
     headers = map(read_header, images)
     pictures = [(*header, key) for header, key in zip(headers, picture_keys(row)) if header]
     if not example: return Seen(place, unusable, len(images), 0, pictures)
-    usable = [turn for n, turn in enumerate(row["texts"]) if n not in unusable]
     turns = [(measure(turn["user"]), measure(turn["assistant"]), accepted_answers(turn),
-              turn.get("source") or "unnamed", len(turn.get("answers") or [])) for turn in usable]
-    return Seen(place, unusable, len(images), len(example["pixel_values"]), pictures, turns)
+              turn.get("source") or "unnamed", len(turn.get("answers") or []))
+             for n, turn in enumerate(row["texts"]) if n not in unusable]
+    squares = len(example["pixel_values"])
+    return Seen(place, unusable, len(images), squares, pictures, turns)
 
-# %% ../nbs/reference/survey.ipynb #559bfb6c
+# %% ../nbs/reference/survey.ipynb #4546dd9d
 def some_rows(parts: list[Part], # from `open_parts`
               limit: int,        # rows to look at, all in all
               ) -> Iterator[tuple[tuple[str, int], dict | str]]: # subset and number; the row, or why it cannot be read
     "Yield rows that are spread evenly over each subset, or the first of a stream."
-    most = max(1, limit // len(parts))
     for part in parts:
-        rows, numbers, n = part.rows, range(most), 0
+        rows = part.rows
+        most = max(1, limit // len(parts))
+        numbers = range(most)
+        n = 0
         if hasattr(rows, "__len__"):
-            numbers = [k * len(rows) // most for k in range(most)] if most < len(rows) else range(len(rows))
+            most = min(most, len(rows))
+            numbers = [k * len(rows) // most for k in range(most)]
             rows = map(rows.__getitem__, numbers)
         try:
             for n, row in zip(numbers, rows): yield (part.name, n), row
         except Exception as error: # of Arrow, of the network, of texts that are none
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            yield (part.name, n), f"here or behind it is a row that cannot be read ({reason[:120]})"
+            yield (part.name, n), f"a row from here on cannot be read ({reason[:120]})"
 
-# %% ../nbs/reference/survey.ipynb #e61b0277
+# %% ../nbs/reference/survey.ipynb #a1b63f80
 def open_parts(name: str,         # as for `open_data`
                split: str,        # which part
                streaming: bool | None=None, # None = what is large or on the hub
@@ -95,28 +101,28 @@ def open_parts(name: str,         # as for `open_data`
     "Open a data set so that little of it is read. Raises as `open_data` does."
     folder = name.partition(":")[0]
     if streaming is None:
+        files = visible_files(folder, "*.parquet")
         is_here = name == "easy-vqa" or Path(folder).is_dir()
-        sizes = [file.stat().st_size for file in visible_files(folder, "*.parquet")] if is_here else []
-        streaming = not is_here or sum(sizes) > 2**30
+        streaming = not is_here or sum(file.stat().st_size for file in files) > 2**30
     try: return open_data(name, split, streaming=streaming, min_rating=min_rating)
     except ValueError as error:
         if not re.search("columns .*'question'.* not 'images'", str(error)): raise
-        raise ValueError(f"{error}; if it is a multiple-choice benchmark: nanovlm evaluate CHECKPOINT "
-                         f"--data {name} --choices") from None
+        raise ValueError(f"{error}; if it is a multiple-choice benchmark: nanovlm evaluate "
+                         f"CHECKPOINT --data {name} --choices") from None
 
-# %% ../nbs/reference/survey.ipynb #5de54613
+# %% ../nbs/reference/survey.ipynb #62963b89
 def count_files(name: str, # of a data set
                 ) -> Counter: # split: its files; empty if the data are not here
     "Find the splits of a data set. Raises ValueError if a file names two, or cannot be read."
     folder = name.partition(":")[0]
     files = Counter(dict(train=1, test=1) if name == "easy-vqa" else {})
-    for file in visible_files(folder, "*.parquet", *TABLES) if Path(folder).is_dir() else []:
+    for file in visible_files(folder, "*.parquet", *TABLES):
         rows = read_one_table(file) if file.name in TABLES else []
         column = {str(row["split"]) for row in rows if "split" in row}
         files.update(column or {split_word(file, folder) or "train"})
     return files
 
-# %% ../nbs/reference/survey.ipynb #ace4a575
+# %% ../nbs/reference/survey.ipynb #6937dfc7
 def count_rows(parts: list[Part], # of a data set
                ) -> str:
     "Write how many rows there are."
@@ -131,7 +137,8 @@ def compare_split(seen: list[Seen],  # rows of one split
                   ) -> tuple[str, list[tuple]]: # what was found; of each picture in both a place here and a place there
     "Open another split, and find the pictures that are in both."
     try:
-        with contextlib.redirect_stderr(io.StringIO()): parts = open_parts(name, split, **options)
+        with contextlib.redirect_stderr(io.StringIO()):
+            parts = open_parts(name, split, **options)
     except (ValueError, OSError) as error: return f"not opened: {error}", []
     here = {key: s.place for s in reversed(seen) for *_, key in s.pictures}
     shared = {}
@@ -141,17 +148,20 @@ def compare_split(seen: list[Seen],  # rows of one split
     said = f"{count_rows(parts)} rows; "
     if not shared: return f"{said}no picture is in both", []
     (subset, n), (other, m) = next(iter(shared.values()))
-    said += f"PICTURES IN BOTH: {len(shared):,}, first row {n} of {subset} here, row {m} of {other} there"
-    return said, [*shared.values()]
+    said += f"PICTURES IN BOTH: {len(shared):,}, first row {n} of {subset} here, "
+    return f"{said}row {m} of {other} there", [*shared.values()]
 
-# %% ../nbs/reference/survey.ipynb #7cfd8335
+# %% ../nbs/reference/survey.ipynb #610ccfcb
 def write_shares(counts: Counter, # of values
                  total: int=None, # that is 100 %; None = all of them
                  ) -> str:
     "List the six commonest values, and their shares of the whole."
     total = total or counts.total()
-    named = [f"{textwrap.shorten(str(value), 30, placeholder='…') or '…'}: {100 * n / total:.3g} %"
-             for value, n in counts.most_common(6)]
+    named = []
+    for value, n in counts.most_common(6):
+        text = str(value).strip() or "(blank)"
+        if len(text) > 30: text = f"{text[:29]}…"
+        named.append(f"{text}: {100 * n / total:.3g} %")
     more = len(counts) - len(named)
     return ", ".join(named) + (f", and {more:,} more" if more else "")
 
@@ -161,7 +171,7 @@ def write_lengths(values: list[int], # of something
     upper = np.quantile(values, 0.95, method="higher")
     return f"median {np.median(values):g}, 95th percentile {upper}, most {max(values):,}"
 
-# %% ../nbs/reference/survey.ipynb #e5897fba
+# %% ../nbs/reference/survey.ipynb #132d737d
 def describe_pictures(seen: list[Seen], # rows
                       tokens: int,      # that a square takes; 0 = not known
                       ) -> Iterator[tuple[str, str]]: # what, and what was found
@@ -169,11 +179,11 @@ def describe_pictures(seen: list[Seen], # rows
     yield "images per row", write_shares(Counter(s.images for s in seen))
     pictures = [picture for s in seen for picture in s.pictures]
     if not pictures: return
-    by_area = sorted((width * height, f"{width} × {height}") for width, height, *_ in pictures)
-    middle = by_area[len(by_area) // 2][1]
-    yield "size in pixels", f"median {middle}, smallest {by_area[0][1]}, largest {by_area[-1][1]}"
-    squares = Counter(s.squares for s in seen if s.squares)
-    if tokens: yield "squares per row", f"{write_shares(squares)}; a square takes {tokens} tokens"
+    sizes = sorted((w * h, f"{w} × {h}") for w, h, *_ in pictures)
+    middle = sizes[len(sizes) // 2][1]
+    yield "size in pixels", f"median {middle}, smallest {sizes[0][1]}, largest {sizes[-1][1]}"
+    squares = write_shares(Counter(s.squares for s in seen if s.squares))
+    if tokens: yield "squares per row", f"{squares}; a square takes {tokens} tokens"
     yield "formats", write_shares(Counter(kind for _, _, kind, _ in pictures))
     rows = {} # checksum: places of the rows that show the picture
     for s in seen:
@@ -189,7 +199,8 @@ def describe_texts(seen: list[Seen], # rows
     "Describe the usable questions of some rows, and their answers."
     counts = [len(s.turns) for s in seen if s.turns]
     if not counts: return
-    questions, lengths, accepted, kinds, listed = zip(*(turn for s in seen for turn in s.turns))
+    turns = (turn for s in seen for turn in s.turns)
+    questions, lengths, accepted, kinds, listed = zip(*turns)
     yield "questions per row", f"mean {np.mean(counts):.3g}, {write_lengths(counts)}"
     yield "question length", f"{write_lengths(questions)} {unit}"
     yield "answer length", f"{write_lengths(lengths)} {unit}"
@@ -197,24 +208,25 @@ def describe_texts(seen: list[Seen], # rows
     answers = Counter(answer for each in accepted for answer in each)
     (commonest, count), = answers.most_common(1)
     yield "commonest answers", write_shares(answers, len(accepted))
-    yield "guessing", f"always {commonest[:40]!r} is right {100 * count / len(accepted):.3g} % of the time"
+    share = 100 * count / len(accepted)
+    yield "guessing", f"always {commonest[:40]!r} is right {share:.3g} % of the time"
     several = 100 * np.mean([n > 0 for n in listed])
     if several: yield "several answers", f"{several:.3g} % of the questions have a list"
 
 def describe_faults(seen: list[Seen], # rows
                     ) -> Iterator[tuple[str, str]]: # "unusable", and a reason
-    "Group why rows and questions cannot be used, whatever stands in brackets or quotes aside, and numbers."
+    "Group why rows and questions cannot be used, by the words without quotes and numbers."
     groups = {}
     for s in seen:
         for question, why in s.unusable.items():
-            kind = re.sub(r"\(.*?\)|'.*?'|\".*?\"|\d+", "…", why)
+            kind = re.sub(r"'.*?'|\".*?\"|<_io.*?>|\d+", "…", why)
             groups.setdefault(kind, []).append((*s.place, question, why))
     for (subset, n, question, why), *more in sorted(groups.values(), key=len, reverse=True):
         which = "" if question is None else f", question {question}"
         yield "unusable", f"{len(more) + 1:,} × {why} (first: row {n} of {subset}{which})"
     if not groups: yield "unusable", "nothing"
 
-# %% ../nbs/reference/survey.ipynb #bc45c800
+# %% ../nbs/reference/survey.ipynb #ff7bb082
 def draw_picture(image,       # as for `read_header`
                  width: int,  # room for it, in pixels …
                  height: int, # … and below
@@ -225,7 +237,9 @@ def draw_picture(image,       # as for `read_header`
     try: picture = load_image(source)
     except ValueError:
         blank = Image.new("RGB", (width, height), "#eeeeee")
-        for line in ((0, 0, width, height), (0, height, width, 0)): ImageDraw.Draw(blank).line(line, LOSS, 2)
+        pen = ImageDraw.Draw(blank)
+        pen.line((0, 0, width, height), LOSS, 2)
+        pen.line((0, height, width, 0), LOSS, 2)
         return blank
     scale = min(width / picture.width, height / picture.height)
     return picture.resize([max(1, int(side * scale)) for side in picture.size])
@@ -235,14 +249,13 @@ def write_caption(title: str,   # of the row
                   columns: int, # letters of a line
                   ) -> list[tuple[str, str]]: # lines, and their colours
     "Write the first two questions of a row and their answers into a few lines."
-    turns = row["texts"] or []
+    turns = row["texts"] or [None]
     said = [(title, "black")]
     for turn in turns[:2]:
-        for name, color in (("user", TEXT), ("assistant", LOSS)):
-            text = (turn or {}).get(name) or f"(no {name} text)"
-            said.append((text.encode(errors="replace").decode(), color))
+        said += [((turn or {}).get("user") or "(no question)", TEXT),
+                 ((turn or {}).get("assistant") or "(no answer)", LOSS)]
     if len(turns) > 2: said.append((f"and {len(turns) - 2} more", TEXT))
-    return [(line, color) for text, color in said
+    return [(line.encode(errors="replace").decode(), color) for text, color in said
             for line in textwrap.wrap(text, columns, max_lines=3, placeholder="…")]
 
 def contact_sheet(rows: list[dict],   # in The Cauldron's schema
@@ -269,7 +282,7 @@ def contact_sheet(rows: list[dict],   # in The Cauldron's schema
             ImageDraw.Draw(sheet).text((left, top + 180 + 16 * k), line, color, font)
     return sheet
 
-# %% ../nbs/reference/survey.ipynb #ea742bc1
+# %% ../nbs/reference/survey.ipynb #5f2b5cd4
 def align(found: list[tuple[str, str]], # what, and what was found
           ) -> str:
     "Write pairs in two columns; what is said twice in a row stands there once."
@@ -279,7 +292,7 @@ def align(found: list[tuple[str, str]], # what, and what was found
         lines += textwrap.wrap(text, 90, initial_indent=start, subsequent_indent=" " * 19)
     return "\n".join(lines)
 
-# %% ../nbs/reference/survey.ipynb #fc58d9c4
+# %% ../nbs/reference/survey.ipynb #87e4a405
 @dataclass(repr=False)
 class Survey:
     "What a data set holds, as `print` shows it."
@@ -325,7 +338,8 @@ class Survey:
         if len(names) <= 4: blocks += [f"{name}\n{self.describe(name)}" for name in names]
         faults = align([*describe_faults(self.seen)])
         blocks += [("all subsets\n" if names else "") + self.describe(), faults]
-        if not self.processor: blocks.append("(A question that is too long shows with a model: --model)")
+        if not self.processor:
+            blocks.append("(A question that is too long shows with a model: --model)")
         return "\n\n".join(blocks)
 
     __repr__ = __str__
@@ -337,10 +351,11 @@ class Survey:
         "Draw rows at random, of those that were looked at, for a `contact_sheet`."
         order = np.random.default_rng(seed).permutation(len(self.seen))
         drawn = {self.seen[n].place for n in order[:count]}
-        rows = {place: row for place, row in some_rows(self.parts, self.limit) if place in drawn}
+        nothing = dict(images=[None], texts=[])
+        rows = {place: nothing if isinstance(row, str) else row
+                for place, row in some_rows(self.parts, self.limit) if place in drawn}
         titles = [f"row {n} of {subset}" for subset, n in rows]
-        shown = [dict(images=[None], texts=[]) if isinstance(row, str) else row for row in rows.values()]
-        return contact_sheet(shown, titles, width)
+        return contact_sheet([*rows.values()], titles, width)
 
 def survey(name: str,             # "easy-vqa", a folder, or a hub name: as for `open_data`
            split: str=None,       # which part; None = "train", or the first that is there
@@ -351,7 +366,8 @@ def survey(name: str,             # "easy-vqa", a folder, or a hub name: as for 
     """Look at a data set before anything is trained.
 
     Raises ValueError if the limit is below 1, and what `open_data` raises."""
-    if limit < 1: raise ValueError(f"a limit of {limit} rows shows nothing: give 1 or more (--limit)")
+    if limit < 1:
+        raise ValueError(f"a limit of {limit} rows shows nothing: give 1 or more (--limit)")
     files = count_files(name)
     known = [word for kind in SPLITS for word in files if KINDS.get(word) == kind]
     split = split or next(iter(known or files), "train")
@@ -360,7 +376,8 @@ def survey(name: str,             # "easy-vqa", a folder, or a hub name: as for 
     measure = (lambda text: len(processor.encode(text))) if processor else len
     seen = [Seen(place, {None: row}) if isinstance(row, str) else look_at(place, row, used, measure)
             for place, row in some_rows(parts, limit)]
-    here = {split} if split in files else {word for word in files if KINDS.get(word) == KINDS.get(split)}
+    same = {word for word in files if KINDS.get(word) == KINDS.get(split)}
+    here = {split} if split in files else same
     splits = {split: f"{count_rows(parts)} rows, this one"}
     shared = {}
     folder = name.partition(":")[0] # subsets that are not mixed may show the same pictures

@@ -119,6 +119,20 @@ def test_with_a_processor_lengths_are_tokens_and_long_questions_are_named(tmp_pa
     assert said["question length"] == f"median {tokens}, 95th percentile {tokens}, most {tokens} tokens"
     assert "--model" not in str(found) and "--model" in str(survey(str(tmp_path)))
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("min_rating, turns, rows", [(1, [2, 1, 1], 3), (3, [1, 1], 2)])
+def test_finevision_with_ratings(tmp_path, streaming, min_rating, turns, rows):
+    "What a low rating leaves out is not surveyed; a row names the kind of its turns."
+    rated = [row(1, texts=[turn(), turn("why?")]) | dict(relevance_ratings=[5, 2]),
+             row(2) | dict(relevance_ratings=[None]), row(3) | dict(relevance_ratings=[1])]
+    texts = [[dict(user=t["user"], assistant=t["assistant"]) for t in r["texts"]] for r in rated]
+    data = Dataset.from_list([r | dict(source="ocr", texts=t) for r, t in zip(rated, texts)])
+    (tmp_path / "a").mkdir()
+    data.cast_column("images", cauldron_features()["images"]).to_parquet(tmp_path / "a/train-0.parquet")
+    found = survey(str(tmp_path), streaming=streaming, min_rating=min_rating)
+    assert [len(s.turns) for s in found.seen] == turns and len(found.seen) == rows
+    assert figures(found)["kinds"] == "ocr: 100 %"
+
 # Faults
 
 BAD = [row(1), row(2) | dict(texts=None), row(3) | dict(texts=[]), row(4) | dict(texts=[None]),
