@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['plain_processor', 'read_header', 'accepted_answers', 'Seen', 'look_at', 'some_rows', 'open_parts', 'count_files',
            'count_rows', 'compare_split', 'write_shares', 'write_lengths', 'describe_pictures', 'describe_texts',
-           'describe_faults', 'draw_picture', 'write_caption', 'contact_sheet', 'align', 'Survey', 'survey']
+           'describe_faults', 'draw_picture', 'write_caption', 'contact_sheet', 'align', 'subset_table', 'Survey',
+           'survey']
 
-# %% ../nbs/reference/survey.ipynb #e55f715d
+# %% ../nbs/reference/survey.ipynb #bfdb84a0
 import contextlib, io, re, textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,12 +22,12 @@ from .images import load_image, open_image
 from .plots import LOSS, TEXT
 from .processor import Processor, train_tokenizer
 
-# %% ../nbs/reference/survey.ipynb #0bc1260c
+# %% ../nbs/reference/survey.ipynb #233c6df8
 def plain_processor() -> Processor:
     "Make a processor without limits, which refuses only what that of any model refuses."
     return Processor(train_tokenizer([]), image_size=8, max_length=10**9)
 
-# %% ../nbs/reference/survey.ipynb #a2c0bdc8
+# %% ../nbs/reference/survey.ipynb #62cfd876
 def read_header(image, # {"bytes", "path"} as data sets hold it, or a PIL image
                 ) -> tuple[int, int, str] | None: # width, height, format; None = it does not open
     "Read a picture's size and format, and no pixels."
@@ -36,7 +37,7 @@ def read_header(image, # {"bytes", "path"} as data sets hold it, or a PIL image
             return *opened.size, opened.format or "in memory"
     except Exception: return None # decoders raise errors of any type
 
-# %% ../nbs/reference/survey.ipynb #d8863d02
+# %% ../nbs/reference/survey.ipynb #5bce2785
 def accepted_answers(turn: dict, # user, assistant; perhaps answers, a list
                      ) -> set[str]: # in lower case
     "List the replies that exact match would accept."
@@ -44,7 +45,7 @@ def accepted_answers(turn: dict, # user, assistant; perhaps answers, a list
     plain = (" ".join(text.lower().split()) for text in given if text)
     return {text.removesuffix(".").rstrip() for text in plain}
 
-# %% ../nbs/reference/survey.ipynb #7b5dfba8
+# %% ../nbs/reference/survey.ipynb #9429a006
 @dataclass
 class Seen:
     "What was seen of a row."
@@ -55,6 +56,7 @@ class Seen:
     pictures: list[tuple] = field(default_factory=list) # of each that opens: width, height, format, checksum
     turns: list[tuple] = field(default_factory=list) # of each that is usable: lengths of question and answer, accepted answers, kind, number of answers in a list
 
+# %% ../nbs/reference/survey.ipynb #a3181368
 def look_at(place: tuple[str, int], # as in `Seen`
             row: dict,              # in The Cauldron's schema
             processor: Processor,   # makes an example of it
@@ -72,7 +74,7 @@ def look_at(place: tuple[str, int], # as in `Seen`
     squares = len(example["pixel_values"])
     return Seen(place, unusable, len(images), squares, pictures, turns)
 
-# %% ../nbs/reference/survey.ipynb #4546dd9d
+# %% ../nbs/reference/survey.ipynb #aa838ac7
 def some_rows(parts: list[Part], # from `open_parts`
               limit: int,        # rows to look at, all in all
               ) -> Iterator[tuple[tuple[str, int], dict | str]]: # subset and number; the row, or why it cannot be read
@@ -92,7 +94,7 @@ def some_rows(parts: list[Part], # from `open_parts`
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             yield (part.name, n), f"a row from here on cannot be read ({reason[:120]})"
 
-# %% ../nbs/reference/survey.ipynb #a1b63f80
+# %% ../nbs/reference/survey.ipynb #b36ddc89
 def open_parts(name: str,         # as for `open_data`
                split: str,        # which part
                streaming: bool | None=None, # None = what is large or on the hub
@@ -110,7 +112,7 @@ def open_parts(name: str,         # as for `open_data`
         raise ValueError(f"{error}; if it is a multiple-choice benchmark: nanovlm evaluate "
                          f"CHECKPOINT --data {name} --choices") from None
 
-# %% ../nbs/reference/survey.ipynb #62963b89
+# %% ../nbs/reference/survey.ipynb #2c69b987
 def count_files(name: str, # of a data set
                 ) -> Counter: # split: its files; empty if the data are not here
     "Find the splits of a data set. Raises ValueError if a file names two, or cannot be read."
@@ -122,13 +124,14 @@ def count_files(name: str, # of a data set
         files.update(column or {split_word(file, folder) or "train"})
     return files
 
-# %% ../nbs/reference/survey.ipynb #6937dfc7
+# %% ../nbs/reference/survey.ipynb #9e0d5b0a
 def count_rows(parts: list[Part], # of a data set
                ) -> str:
     "Write how many rows there are."
     counts = [part.count for part in parts]
     return "?" if None in counts else f"{sum(counts):,}"
 
+# %% ../nbs/reference/survey.ipynb #20d7f5a4
 def compare_split(seen: list[Seen],  # rows of one split
                   name: str,         # of the data set
                   split: str,        # another one
@@ -151,7 +154,7 @@ def compare_split(seen: list[Seen],  # rows of one split
     said += f"PICTURES IN BOTH: {len(shared):,}, first row {n} of {subset} here, "
     return f"{said}row {m} of {other} there", [*shared.values()]
 
-# %% ../nbs/reference/survey.ipynb #610ccfcb
+# %% ../nbs/reference/survey.ipynb #30b9ae11
 def write_shares(counts: Counter, # of values
                  total: int=None, # that is 100 %; None = all of them
                  ) -> str:
@@ -171,7 +174,7 @@ def write_lengths(values: list[int], # of something
     upper = np.quantile(values, 0.95, method="higher")
     return f"median {np.median(values):g}, 95th percentile {upper}, most {max(values):,}"
 
-# %% ../nbs/reference/survey.ipynb #132d737d
+# %% ../nbs/reference/survey.ipynb #1730cc88
 def describe_pictures(seen: list[Seen], # rows
                       tokens: int,      # that a square takes; 0 = not known
                       ) -> Iterator[tuple[str, str]]: # what, and what was found
@@ -193,6 +196,7 @@ def describe_pictures(seen: list[Seen], # rows
     said = f"{len(several):,} of {len(rows):,} pictures"
     yield "in several rows", f"{said}, first {' and '.join(first)}" if first else said
 
+# %% ../nbs/reference/survey.ipynb #56d11395
 def describe_texts(seen: list[Seen], # rows
                    unit: str,        # of lengths
                    ) -> Iterator[tuple[str, str]]: # what, and what was found
@@ -213,6 +217,7 @@ def describe_texts(seen: list[Seen], # rows
     several = 100 * np.mean([n > 0 for n in listed])
     if several: yield "several answers", f"{several:.3g} % of the questions have a list"
 
+# %% ../nbs/reference/survey.ipynb #7d6014ad
 def describe_faults(seen: list[Seen], # rows
                     ) -> Iterator[tuple[str, str]]: # "unusable", and a reason
     "Group why rows and questions cannot be used, by the words without quotes and numbers."
@@ -226,7 +231,7 @@ def describe_faults(seen: list[Seen], # rows
         yield "unusable", f"{len(more) + 1:,} × {why} (first: row {n} of {subset}{which})"
     if not groups: yield "unusable", "nothing"
 
-# %% ../nbs/reference/survey.ipynb #ff7bb082
+# %% ../nbs/reference/survey.ipynb #b4477ecc
 def draw_picture(image,       # as for `read_header`
                  width: int,  # room for it, in pixels …
                  height: int, # … and below
@@ -244,6 +249,7 @@ def draw_picture(image,       # as for `read_header`
     scale = min(width / picture.width, height / picture.height)
     return picture.resize([max(1, int(side * scale)) for side in picture.size])
 
+# %% ../nbs/reference/survey.ipynb #9e15af73
 def write_caption(title: str,   # of the row
                   row: dict,    # in The Cauldron's schema
                   columns: int, # letters of a line
@@ -258,6 +264,7 @@ def write_caption(title: str,   # of the row
     return [(line.encode(errors="replace").decode(), color) for text, color in said
             for line in textwrap.wrap(text, columns, max_lines=3, placeholder="…")]
 
+# %% ../nbs/reference/survey.ipynb #788d274f
 def contact_sheet(rows: list[dict],   # in The Cauldron's schema
                   titles: list[str],  # one per row
                   width: int=1000,    # of the sheet, in pixels
@@ -282,7 +289,7 @@ def contact_sheet(rows: list[dict],   # in The Cauldron's schema
             ImageDraw.Draw(sheet).text((left, top + 180 + 16 * k), line, color, font)
     return sheet
 
-# %% ../nbs/reference/survey.ipynb #5f2b5cd4
+# %% ../nbs/reference/survey.ipynb #385dcf44
 def align(found: list[tuple[str, str]], # what, and what was found
           ) -> str:
     "Write pairs in two columns; what is said twice in a row stands there once."
@@ -292,7 +299,23 @@ def align(found: list[tuple[str, str]], # what, and what was found
         lines += textwrap.wrap(text, 90, initial_indent=start, subsequent_indent=" " * 19)
     return "\n".join(lines)
 
-# %% ../nbs/reference/survey.ipynb #87e4a405
+# %% ../nbs/reference/survey.ipynb #91615072
+def subset_table(parts: list[Part], # subsets
+                 seen: list[Seen],  # rows of all of them
+                 ) -> str:
+    "Write how many rows each subset has, and what is in those that were looked at."
+    def line(name, *cells): return f"{name[:26]:<26}" + "".join(f"{c:>12}" for c in cells)
+    lines = [line("subset", "rows", "weight", "looked at", "questions", "unusable")]
+    for part in parts:
+        own = [s for s in seen if s.place[0] == part.name]
+        weight = "by rows" if part.weight is None else f"{part.weight:g}"
+        questions = sum(len(s.turns) for s in own)
+        unusable = sum(len(s.unusable) for s in own)
+        numbers = [f"{n:,}" for n in (len(own), questions, unusable)]
+        lines.append(line(part.name, count_rows([part]), weight, *numbers))
+    return "\n".join(lines)
+
+# %% ../nbs/reference/survey.ipynb #b0e6a0aa
 @dataclass(repr=False)
 class Survey:
     "What a data set holds, as `print` shows it."
@@ -310,17 +333,6 @@ class Survey:
         "List what training would leave out."
         return {(*s.place, n): why for s in self.seen for n, why in s.unusable.items()}
 
-    def table(self) -> str: # a line per subset
-        "Count the rows of each subset, and what is in those that were looked at."
-        def line(name, *cells): return f"{name[:26]:<26}" + "".join(f"{cell:>12}" for cell in cells)
-        lines = [line("subset", "rows", "weight", "looked at", "questions", "unusable")]
-        for part in self.parts:
-            seen = [s for s in self.seen if s.place[0] == part.name]
-            weight = "by rows" if part.weight is None else f"{part.weight:g}"
-            sums = len(seen), sum(len(s.turns) for s in seen), sum(len(s.unusable) for s in seen)
-            lines.append(line(part.name, count_rows([part]), weight, *(f"{n:,}" for n in sums)))
-        return "\n".join(lines)
-
     def describe(self, subset: str=None, # None = all
                  ) -> str: # aligned lines
         "Describe the rows of a subset."
@@ -334,7 +346,7 @@ class Survey:
         head = f"{self.name}: looked at {len(self.seen):,} of {count_rows(self.parts)} rows"
         blocks = [head, align(about)]
         names = [part.name for part in self.parts] if len(self.parts) > 1 else []
-        if names: blocks.append(self.table())
+        if names: blocks.append(subset_table(self.parts, self.seen))
         if len(names) <= 4: blocks += [f"{name}\n{self.describe(name)}" for name in names]
         faults = align([*describe_faults(self.seen)])
         blocks += [("all subsets\n" if names else "") + self.describe(), faults]
@@ -357,6 +369,7 @@ class Survey:
         titles = [f"row {n} of {subset}" for subset, n in rows]
         return contact_sheet([*rows.values()], titles, width)
 
+# %% ../nbs/reference/survey.ipynb #4215dc89
 def survey(name: str,             # "easy-vqa", a folder, or a hub name: as for `open_data`
            split: str=None,       # which part; None = "train", or the first that is there
            limit: int=2000,       # rows to look at

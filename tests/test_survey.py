@@ -11,7 +11,7 @@ from test_layouts import SHARDS, write_names
 from nanovlm.data import Examples, Part, cauldron_features, load_data
 from nanovlm.survey import (
     Seen, accepted_answers, align, contact_sheet, describe_faults, plain_processor, read_header, some_rows,
-    survey)
+    subset_table, survey)
 
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch):
@@ -240,7 +240,7 @@ def test_a_mixture_is_shown_by_subset(tmp_path):
     write(tmp_path / "a/train-0.parquet", [row(n) for n in range(30)])
     write(tmp_path / "b/train-0.parquet", [row(n, texts=[turn(), turn(None)]) for n in range(100, 104)])
     found = survey(f"{tmp_path}:a=2,b", limit=20)
-    assert [line.split() for line in found.table().splitlines()[1:]] == [
+    assert [line.split() for line in subset_table(found.parts, found.seen).splitlines()[1:]] == [
         ["a", "30", "2", "10", "10", "0"], ["b", "4", "1", "4", "4", "4"]]
     assert [s.place[1] for s in found.seen] == [*range(0, 30, 3), 0, 1, 2, 3]
     text = str(found)
