@@ -6,7 +6,7 @@
 __all__ = ['MAX_BYTES', 'SECONDS', 'MAX_PIXELS', 'FORMATS', 'upright_rgb', 'why_not', 'download', 'open_image', 'load_image']
 
 # %% ../nbs/reference/images.ipynb #7894cb1e
-import io, os, socket, threading, urllib.error, urllib.request
+import io, os, re, socket, threading, urllib.error, urllib.request
 
 # %% ../nbs/reference/images.ipynb #d0ccbd01
 def upright_rgb(image, # PIL image of any mode
@@ -95,5 +95,6 @@ def load_image(source, # a path, a URL (64 MiB and 30 seconds at most), bytes, o
     except IsADirectoryError: raise ValueError(f"{name!r} is a folder: give one image in it") from None
     except Exception as e: # decoders raise errors of any type
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        reason = re.sub(r" <_io\..*?>", "", reason) # an address in memory is no reason, and always another one
         raise ValueError(f"cannot read image {name!r} ({reason}): give a PNG, JPEG or WebP file that an "
                          "image viewer opens") from None
