@@ -10,7 +10,7 @@ __all__ = ['SPLITS', 'KINDS', 'PICTURES', 'TABLES', 'RATINGS', 'TURNS', 'cauldro
            'pick_split', 'choose_subsets', 'usable_files', 'Part', 'open_subset', 'open_mixture', 'mix',
            'describe_mixture', 'mixture_table', 'open_data', 'load_data', 'picture_keys', 'hold_out', 'is_candidate',
            'shows_none_of', 'hold_out_of_stream', 'split_rows', 'read_turn', 'read_questions', 'read_dialogue',
-           'make_example', 'Examples', 'draw', 'may_look', 'stack', 'collate', 'pack']
+           'make_example', 'Examples', 'choose_turns', 'draw', 'may_look', 'stack', 'collate', 'pack']
 
 # %% ../nbs/11_data.ipynb #7894cb1e
 import csv, difflib, hashlib, itertools, json, os, re, sys
@@ -724,9 +724,10 @@ def read_turn(turn: dict | None, # user, assistant
         if not isinstance(text, str): raise ValueError(f"the {name} is {type(text).__name__}, not text")
     question, answer = texts
     if MARK in answer: raise ValueError(f"the answer holds {MARK}: images stand in questions; take it out")
-    bare = re.sub(r"^(\s*<image>\s*)+|(\s*<image>\s*)+$", "", question)
-    if MARK in bare: return question, answer # between texts
-    return MARK * question.count(MARK) + bare, answer
+    for marks in r"^(\s*<image>\s*)+", r"(\s*<image>\s*)+$":
+        bare = re.sub(marks, "", question)
+        if MARK not in bare: return MARK * question.count(MARK) + bare, answer
+    return question, answer # images stand between texts
 
 # %% ../nbs/11_data.ipynb #40357506
 def read_questions(texts: list,          # of a row: user, assistant
@@ -760,7 +761,9 @@ def read_dialogue(texts: list,          # as for `read_questions`
     try:
         for turn, answer in processor.dialogue(texts_read, grids):
             room -= len(turn) + len(answer)
-            if room < 0: raise ValueError(f"max_length {processor.max_length} ends before this turn of a dialogue")
+            if room < 0:
+                raise ValueError(f"max_length is {processor.max_length}, and the dialogue up to this turn is "
+                                 "longer: it ends before it")
             turns.append((turn, answer))
     except ValueError as error: unusable[len(turns)] = str(error)
     for n in range(len(turns), len(texts)): unusable.setdefault(n, "the dialogue ended before this turn")
@@ -772,7 +775,7 @@ def read_dialogue(texts: list,          # as for `read_questions`
 def make_example(row: dict,            # in The Cauldron's schema
                  processor: Processor, # makes pixels and tokens of it
                  ) -> tuple[dict | None, dict]: # the example; number of a question (None = the row): why not usable
-    "Make pixel_values (images, 3, H, W), prefix (ids), turns (list of turn and answer ids), of a dialogue squares."
+    "Make pixel_values (squares, 3, H, W), prefix (ids), turns (list of turn and answer ids); a dialogue's squares."
     if any(image in (None, dict(bytes=None, path=None)) for image in row["images"] or []):
         return None, {None: "an image is missing (null): put it in, or leave its row out"}
     try: pixels, grids = processor.pixels(row["images"])
@@ -818,37 +821,46 @@ class Examples(torch.utils.data.Dataset):
         for n, why in reasons.items(): self.unusable[i, n] = why
         return example
 
+# %% ../nbs/11_data.ipynb #a260b84f
+def choose_turns(example: dict,  # from `Examples`
+                 questions: int, # drawn, at most
+                 generator: torch.Generator=None, # source of randomness
+                 ) -> list[int]: # their numbers
+    "Draw questions that share a prefix, or a single one if there is none. A dialogue keeps all turns, in order."
+    count = len(example["turns"])
+    if "squares" in example: return [*range(count)]
+    most = questions if example["prefix"] else 1
+    return torch.randperm(count, generator=generator)[:most].tolist()
+
 # %% ../nbs/11_data.ipynb #a8627948
 def draw(example: dict,     # from `Examples`
          questions: int,    # drawn for it, at most
          length: int=None,  # tokens it may take; what does not fit is left out
          generator: torch.Generator=None, # source of randomness
          ) -> dict | None:  # ids, labels, segment, position: lists of one length; pixel_values. None where nothing fits
-    "Lay some of an image's questions, drawn at random, behind its prefix. Without a prefix it is one, or a dialogue."
-    prefix, turns = example["prefix"], example["turns"]
-    is_dialogue = "squares" in example
-    order = range(len(turns))
-    if not is_dialogue: order = torch.randperm(len(turns), generator=generator)[:questions if prefix else 1].tolist()
+    "Lay what `choose_turns` chooses behind the prefix that an image's questions share."
+    prefix = example["prefix"]
+    squares = example.get("squares") # of a dialogue, up to each turn
     ids = [*prefix]
     labels = [-100] * len(ids)
     segment = [0] * len(ids)
     position = [*range(len(ids))]
     laid = [] # numbers of turns
-    for n in order:
-        turn, answer = turns[n]
+    for n in choose_turns(example, questions, generator):
+        turn, answer = example["turns"][n]
         count = len(turn) + len(answer)
         if length and len(ids) + count > length:
-            if is_dialogue: break
+            if squares: break
             continue
-        start = len(ids) if is_dialogue else len(prefix)
+        start = len(ids) if squares else len(prefix)
         position += range(start, start + count)
         ids += turn + answer
         labels += [-100] * len(turn) + answer
         laid.append(n)
-        segment += [1 if is_dialogue else len(laid)] * count
+        segment += [1 if squares else len(laid)] * count
     if not laid: return None
     pixels = example["pixel_values"]
-    if is_dialogue: pixels = pixels[:example["squares"][laid[-1]]]
+    if squares: pixels = pixels[:squares[laid[-1]]]
     return dict(ids=ids, labels=labels, segment=segment, position=position, pixel_values=pixels)
 
 # %% ../nbs/11_data.ipynb #060c638c
@@ -889,7 +901,9 @@ def collate(examples: list[dict | None], # from `Examples`; None is left out
             pad_token_id: int=0,         # fills short rows
             ) -> Batch | None:           # as from `stack`; None if no example is left
     "Make a batch of examples, one sample per row."
-    def parts(e): return [e] if e["prefix"] or "squares" in e else [e | dict(turns=[turn]) for turn in e["turns"]]
+    def parts(e):
+        if e["prefix"] or "squares" in e: return [e]
+        return [e | dict(turns=[turn]) for turn in e["turns"]]
     samples = [draw(part, questions) for e in examples if e for part in parts(e)]
     return stack([[s] for s in samples], pad_token_id) if samples else None
 
