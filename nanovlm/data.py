@@ -775,7 +775,7 @@ def read_dialogue(texts: list,          # as for `read_questions`
 def make_example(row: dict,            # in The Cauldron's schema
                  processor: Processor, # makes pixels and tokens of it
                  ) -> tuple[dict | None, dict]: # the example; number of a question (None = the row): why not usable
-    "Make pixel_values (squares, 3, H, W), prefix (ids), turns (list of turn and answer ids); a dialogue's squares."
+    "Make pixel_values (images, 3, H, W), and what `read_questions` or `read_dialogue` make."
     if any(image in (None, dict(bytes=None, path=None)) for image in row["images"] or []):
         return None, {None: "an image is missing (null): put it in, or leave its row out"}
     try: pixels, grids = processor.pixels(row["images"])
@@ -821,12 +821,12 @@ class Examples(torch.utils.data.Dataset):
         for n, why in reasons.items(): self.unusable[i, n] = why
         return example
 
-# %% ../nbs/11_data.ipynb #a260b84f
+# %% ../nbs/11_data.ipynb #398e60d5
 def choose_turns(example: dict,  # from `Examples`
                  questions: int, # drawn, at most
                  generator: torch.Generator=None, # source of randomness
                  ) -> list[int]: # their numbers
-    "Draw questions that share a prefix, or a single one if there is none. A dialogue keeps all turns, in order."
+    "Draw questions that share a prefix, or a single one if they share none. A dialogue keeps all turns."
     count = len(example["turns"])
     if "squares" in example: return [*range(count)]
     most = questions if example["prefix"] else 1

@@ -301,13 +301,15 @@ MARK = "<image>" # in a question: an image stands here
 def place_images(questions: list[str], # of a conversation, in their order
                  count: int,           # of its images
                  ) -> list[str]:       # with a mark for each image
-    "Mark where images stand: where they are marked, or else before the first question. Raises ValueError if some are."
+    """Give every image a mark: without any, all stand before the first question.
+
+    Raises ValueError if there are marks, and not as many as images."""
     for question in questions: check_text(question, "question")
     marks = sum(question.count(MARK) for question in questions)
     if not marks: return [MARK * count + questions[0], *questions[1:]]
     if marks == count: return questions
-    raise ValueError(f"{marks} × {MARK} in {questions[0][:40]!r} and what follows, for {count} image(s): mark "
-                     "every image once, or none, and they stand before the first question")
+    raise ValueError(f"{marks} × {MARK} in {' / '.join(questions)[:60]!r}, for {count} image(s): mark every "
+                     "image once, or none; then they stand before the first question")
 
 def check_history(history: list[tuple[str, str]]): # earlier questions and their answers
     "Raises ValueError if it is no list of pairs of texts, or marks an image in an answer."
