@@ -729,7 +729,7 @@ def read_turn(turn: dict | None, # user, assistant
         if MARK not in bare: return MARK * question.count(MARK) + bare, answer
     return question, answer # images stand between texts
 
-# %% ../nbs/11_data.ipynb #40357506
+# %% ../nbs/11_data.ipynb #3e664b2e
 def read_questions(texts: list,          # of a row: user, assistant
                    grids: list,          # of its images
                    processor: Processor, # makes tokens of them
@@ -745,7 +745,7 @@ def read_questions(texts: list,          # of a row: user, assistant
     turns = [(prompt[len(prefix):], answer) for prompt, answer in found]
     return dict(prefix=prefix, turns=turns), unusable
 
-# %% ../nbs/11_data.ipynb #1a772720
+# %% ../nbs/11_data.ipynb #bd118567
 def read_dialogue(texts: list,          # as for `read_questions`
                   grids: list,          # likewise
                   processor: Processor, # likewise
