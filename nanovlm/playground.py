@@ -10,10 +10,10 @@ __all__ = ['LABEL', 'token_looks', 'as_png', 'as_wide_as_the_app', 'picture_box'
 import html, io, warnings
 from collections.abc import Callable
 import ipywidgets as widgets
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from . import plots
-from .evaluation import with_answer
 from .images import load_image
 from .inside import attention_maps, over_image
 from .model import VisionLanguageModel
@@ -27,11 +27,15 @@ def token_looks(model: VisionLanguageModel, # that gave the answer
                 image: Image.Image,         # that was asked about
                 question: str,              # what was asked
                 answer: str,                # what was said
+                history: list[tuple[str, str]]=(), # earlier questions and their answers
                 ) -> tuple[list[str], Tensor]: # text of each token of the answer; (layers, tokens, h, w) weights, mean of the heads
     "Find where each token of an answer looked, in each layer."
-    inputs, start = with_answer(processor, image, question, answer)
-    ids = inputs["input_ids"][0]
-    maps = attention_maps(model, to_device(model, inputs), slice(start - 1, -1)) # (layers, 1, nh, tokens, T)
+    inputs = processor(image, question, history)
+    prompt = inputs["input_ids"][0]
+    start = len(prompt)
+    ids = torch.cat([prompt, torch.tensor(processor.answer(answer))])
+    inputs = to_device(model, inputs | dict(input_ids=ids[None]))
+    maps = attention_maps(model, inputs, slice(start - 1, -1)) # (layers, 1, nh, tokens, T)
     maps = over_image(maps[:, 0].mean(1).cpu(), ids, processor, image)
     pieces = [processor.tokenizer.decode([i], skip_special_tokens=False)
               for i in ids[start:].tolist()]
@@ -205,12 +209,13 @@ class QuestionForm:
                  ask: Callable,         # is called by the button, and by Enter
                  error: widgets.HTML):  # where errors are written
         self.question = labelled(widgets.Text, "question", value=question)
+        self.go_on = widgets.Checkbox(description="go on from what was said", indent=False)
         self.temperature = labelled(widgets.FloatSlider, "temperature",
                                     min=0.0, max=2.0, value=0.0, step=0.1)
         self.top_p = labelled(widgets.FloatSlider, "top-p", min=0.05, max=1.0, value=1.0,
                               step=0.05)
         self.send = widgets.Button(description="ask", button_style="primary")
-        self.widgets = self.question, self.temperature, self.top_p, self.send
+        self.widgets = self.question, self.go_on, self.temperature, self.top_p, self.send
         callback = guarded(ask, error)
         self.send.on_click(callback)
         with warnings.catch_warnings(): # ipywidgets 8 would rather have us observe the value,
@@ -245,19 +250,23 @@ class Playground:
     def show(self, image: Image.Image): # to ask about from now on
         "Put a picture up; what was said about the one before goes away."
         self.image = image
+        self.history = [] # questions about it, and their answers
         self.answer.value = ""
         self.looks.hide()
         self.picture.value = as_png(as_wide_as_the_app(image))
 
     def ask(self):
         "Stream the answer, then show where each of its tokens looked."
+        history = self.history if self.form.go_on.value else []
         self.show(self.image)
         question = self.form.question.value
         text = ""
-        sampling = self.form.sampling()
+        before = "".join(f"<p>{html.escape(q)} {html.escape(a)}</p>" for q, a in history)
+        self.history = history # kept if the next line raises
         for text in stream_answer(self.model, self.processor, self.image, question,
-                                  **sampling):
+                                  history=history, **self.form.sampling()):
             shown = html.escape(text) or "(nothing)"
-            self.answer.value = f'<p aria-live="polite"><b>{shown}</b></p>'
-        pieces, maps = token_looks(self.model, self.processor, self.image, question, text)
-        self.looks.show(self.image, pieces, maps)
+            self.answer.value = f'{before}<p aria-live="polite"><b>{shown}</b></p>'
+        self.history = [*history, (question, text)]
+        looks = token_looks(self.model, self.processor, self.image, question, text, history)
+        self.looks.show(self.image, *looks)

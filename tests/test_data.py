@@ -68,11 +68,11 @@ def test_typed_special_tokens_stay_plain_text(processor, typed):
 def test_truncation_spares_images_and_question(processor):
     grids = [WHOLE] * 2
     processor.max_length = len(processor.prompt("what is it?", grids)) + 3
-    turn, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", grids)
-    ids = processor.prefix(grids) + turn + answer
+    prompt, answer = processor.example("what is it?", "a rectangle and a circle and a triangle", grids)
+    ids = prompt + answer
     assert len(ids) == processor.max_length
     assert ids.count(processor.image_token_id) == 2 * processor.image_seq_len
-    assert turn == processor.turn("what is it?", grids) and processor.eos_token_id not in answer
+    assert prompt == processor.prompt("what is it?", grids) and processor.eos_token_id not in answer
     processor.max_length -= 3
     with pytest.raises(ValueError, match="no room for an answer"):
         processor.example("what is it?", "a circle", grids)

@@ -8,8 +8,9 @@ from datasets import Dataset
 from PIL import Image
 from nanovlm.batches import Windows
 from nanovlm.data import (
-    Examples, cauldron_features, describe_mixture, easy_vqa, load_data, mixture_table, open_data, pick_split,
-    read_turn, split_files, split_rows)
+    Examples, cauldron_features, describe_mixture, easy_vqa, load_data, make_example, mixture_table, open_data,
+    pick_split, read_turn, split_files, split_rows)
+from nanovlm.processor import WHOLE
 
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch):
@@ -313,7 +314,7 @@ def test_a_mixture_is_described(tmp_path, wanted, drawn, lines, streaming):
     described = describe_mixture(open_data(ab(tmp_path) + wanted, streaming=streaming), drawn)
     for line, wished in zip(described, lines, strict=True):
         assert [*line.values()][:3] == [*wished[:3]]
-        assert [*line.values()][3:] == pytest.approx(wished[3:])
+        assert [*line.values()][3:6] == pytest.approx(wished[3:])
     assert len(mixture_table(described).splitlines()) == 3
 
 def test_any_data_set_is_described(tmp_path):
@@ -414,14 +415,20 @@ def test_a_table_in_another_encoding_is_refused(tmp_path):
     with pytest.raises(ValueError, match="metadata.csv .*it is UTF-8 text"): load_data(str(tmp_path))
 
 @pytest.mark.parametrize("user, images, shown", [
-    ("<image>\nwhat is it?", 1, "what is it?"), ("what is it?\n<image>", 1, "what is it?"),
-    ("<image><image> which?", 2, "which?"), ("is <image> a cat?", 1, None), ("<image>\nwhat?", 0, None),
-    ("<image><image>what?", 1, None), ("what is <b>?", 1, "what is <b>?"), (" what?\n", 1, " what?\n")])
-def test_marks_of_images_in_a_text(user, images, shown):
+    ("<image>\nwhat is it?", 1, "<image>what is it?"), ("what is it?\n<image>", 1, "<image>what is it?"),
+    ("<image><image> which?", 2, "<image><image>which?"), ("is <image> a cat?", 1, "is <image> a cat?"),
+    ("<image>\nis like <image>", 2, "<image>\nis like <image>"), ("<image>\nwhat?", 0, None),
+    ("<image><image>what?", 1, None), ("is <image> a cat?", 2, None), ("<image>", 1, None),
+    ("what is <b>?", 1, "what is <b>?"), (" what?\n", 1, " what?\n")])
+def test_marks_of_images_in_a_text(processor, user, images, shown):
     turn = dict(user=user, assistant="a")
-    if shown is not None: assert read_turn(turn, images) == (shown, "a")
+    pictures = [dict(bytes=png(n), path=None) for n in range(images)]
+    example, unusable = make_example(dict(images=pictures, texts=[turn]), processor)
+    if shown is None: assert example is None and re.search("<image>|empty", unusable[0])
     else:
-        with pytest.raises(ValueError, match="<image>"): read_turn(turn, images)
+        (prompt, _), = example["turns"]
+        assert read_turn(turn) == (shown, "a") and not unusable
+        assert example["prefix"] + prompt == processor.prompt(shown, [WHOLE] * images)
 
 # Parquet files with something wrong
 
@@ -436,7 +443,8 @@ BAD_ROWS = { # a row of a Parquet file; why it cannot be used
     "picture": (GOOD | dict(images=[None]), "image is missing"),
     "bytes": (GOOD | dict(images=[dict(bytes=None, path=None)]), "image is missing"),
     "broken": (GOOD | dict(images=[dict(bytes=b"no", path=None)]), "cannot read image"),
-    "mark": (GOOD | dict(texts=[TEXT | dict(user="is <image> it?")]), "<image>")}
+    "marks": (GOOD | dict(texts=[TEXT | dict(user="is <image> <image>?")]), "2 × <image> .* 1 image"),
+    "mark": (GOOD | dict(texts=[TEXT | dict(assistant="an <image>")]), "the answer holds <image>")}
 
 def write_table(file, rows, *fields, **columns):
     "Write Arrow's own table, with or without a source in each turn."

@@ -39,7 +39,7 @@ def samples(rows, processor):
     "Twelve images with one to five questions each, and one with none that is asked of a text alone."
     examples = Examples(rows, processor)
     seen = [draw(examples[i], i % 5 + 1) for i in range(12)]
-    turn = processor.example("is it a text?", "yes", [])
+    turn = processor.turn("is it a text?", []), processor.answer("yes")
     text = dict(prefix=processor.prefix([]), turns=[turn], pixel_values=torch.zeros(0, 3, 64, 64))
     return seen + [draw(text, 1)]
 
