@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 import tyro
 from .bench import bench
-from .data import describe_mixture, mix, mixture_table, open_data, pick_split, split_rows
+from .data import TURNS, describe_mixture, mix, mixture_table, open_data, pick_split, split_rows
 from .demo import DemoConfig, demo
 from .evaluation import (METRICS, evaluate, evaluate_choices, load_choices, pick_metric,
                                 report)
@@ -48,10 +48,12 @@ class AskCommand:
     top_k: int = 0                             # only the k likeliest tokens; 0 = all
     top_p: float = 1.0                         # only the likeliest tokens that together reach probability p
     seed: int = 0                              # makes sampling repeatable
+    dialogue: bool = False                     # a question may refer to those before it, if the model has learnt from dialogues
 
     def run(self):
         self.picture = load_image(self.image)
         self.model, self.processor = load(self.checkpoint)
+        self.history = []
         if self.question is not None: return self.answer(self.question)
         print(f"ask about {self.image}; an empty line ends")
         with contextlib.suppress(EOFError):
@@ -62,11 +64,12 @@ class AskCommand:
     def answer(self, question: str): # printed piece by piece
         shown = ""
         for text in stream_answer(
-                self.model, self.processor, self.picture, question, self.max_new_tokens,
+                self.model, self.processor, self.picture, question, self.max_new_tokens, self.history,
                 temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed):
             print(text[len(shown):], end="", flush=True)
             shown = text
         print()
+        if self.dialogue: self.history.append((question, shown))
 
 # %% ../nbs/reference/cli.ipynb #504adc8c
 @dataclass
@@ -105,19 +108,20 @@ class TrainCommand:
     scale_factor: int = 2           # side of the block that pixel shuffle folds into one token, for a new model on towers
     streaming: bool = False         # read the data while training, and store none
     min_rating: int = 1             # leave out turns that FineVision rates lower, from 1 to 5
+    turns: Literal[TURNS] = "auto"  # a row's turns are a "dialogue" or "separate" questions; auto = as the data's authors mean them
     valid_share: float = 0.05       # share of the images that is held out to choose the best checkpoint …
     valid_rows: int = 1000          # … but not more rows than these
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig) # how to train
 
     def run(self):
         parts = open_data(self.data, self.split or pick_split(self.data, "train"), streaming=self.streaming,
-                          min_rating=self.min_rating)
+                          min_rating=self.min_rating, turns=self.turns)
         rows, valid_rows = split_rows(mix(parts, self.config.seed), self.valid_share, self.valid_rows)
         model, processor = self.start(rows)
         if Processes().rank == 0: self.describe(parts, processor)
         measure = mfu_meter(model.config, self.config)
         model.to(Processes().device)
-        about = dict(data_name=self.data, data_split=self.split, min_rating=self.min_rating,
+        about = dict(data_name=self.data, data_split=self.split, min_rating=self.min_rating, turns=self.turns,
                      valid_share=self.valid_share)
         history = train(model, processor, rows, self.config, valid_rows or None, measure=measure, about=about)
         if Processes().rank > 0: return

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'CUSTOMS', 'SQUARES_BYTES', 'BLINDFOLDS', 'SCORES', 'LABELS',
            'LETTERS', 'REWRITTEN', 'NEGATIVE', 'LETTER', 'GAP', 'NAMED', 'CLAIMS', 'FALLBACKS', 'ORDERS', 'CONTEXTS',
-           'GOLDS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count', 'score',
-           'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy', 'pick_metric',
-           'name_images', 'find_fault', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches',
-           'count_reasons', 'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines',
-           'evaluate', 'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written',
-           'parse_choice', 'with_answer', 'answer_score', 'score_options', 'split_options', 'read_question',
-           'read_options', 'read_gold', 'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy',
-           'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
+           'GOLDS', 'MARKS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count',
+           'score', 'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy',
+           'pick_metric', 'name_images', 'find_fault', 'list_questions', 'Pictures', 'left_pad', 'make_prompts',
+           'in_batches', 'count_reasons', 'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match',
+           'text_baselines', 'evaluate', 'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters',
+           'find_written', 'parse_choice', 'with_answer', 'answer_score', 'score_options', 'split_options',
+           'read_question', 'read_options', 'read_gold', 'place_marks', 'find_images', 'find_gold', 'require_columns',
+           'read_choice', 'Lazy', 'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import ast, hashlib, math, re
@@ -215,12 +215,14 @@ def find_fault(turn: dict, # user, assistant; perhaps answers, a list that is ac
 
 def list_questions(rows,           # Dataset, or a list, in The Cauldron's schema
                    unusable: dict, # is filled: (number of a row, of a question in it or None): why it is left out
-                   ) -> list[tuple[int, dict]]: # (number of the question in its row; row, question, answer, source, answers)
-    "List the questions that can be asked, without a look at images."
-    if hasattr(rows, "select_columns"): rows = rows.select_columns(["texts"])
+                   ) -> list[tuple[int, dict]]: # (number of the question in its row; row, question, answer, source; answers, history)
+    "List the questions that can be asked, without a look at images. In a dialogue, the turns before are its history."
+    if hasattr(rows, "select_columns"):
+        rows = rows.select_columns([name for name in ("texts", "dialogue") if name in rows.column_names])
     asked = []
     for n, row in enumerate(rows):
         turns = row.get("texts")
+        history = []
         if not turns: unusable.setdefault((n, None), "the row has no questions")
         for k, turn in enumerate(turns or []):
             fault = find_fault(turn)
@@ -230,6 +232,8 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
             found = dict(row=n, question=turn["user"], answer=turn.get("assistant") or turn["answers"][0],
                          source=turn.get("source") or "unnamed")
             if turn.get("answers"): found["answers"] = turn["answers"]
+            if row.get("dialogue"): found["history"] = [*history]
+            history.append((found["question"], found["answer"]))
             asked.append((k, found))
     return asked
 
@@ -310,9 +314,14 @@ def make_prompts(pictures: Pictures, # of the rows
         n = asked["row"]
         grids = pictures.look(n)
         if grids is None: continue
-        prompt = processor.prompt(asked["question"], grids)
-        if len(prompt) + room > limit:
-            pictures.unusable[n, k] = f"the prompt leaves less than {room} tokens of {limit} for an answer"
+        fault = None
+        try: prompt = processor.prompt(asked["question"], grids, asked.get("history", ()))
+        except ValueError as error: fault = f"the prompt cannot be written ({error})" # marks without images, say
+        else:
+            if len(prompt) + room > limit:
+                fault = f"the prompt leaves less than {room} tokens of {limit} for an answer"
+        if fault:
+            pictures.unusable[n, k] = fault
             continue
         yield asked | dict(image=pictures.names[n]), prompt, pictures.show(n, images)
 
@@ -661,7 +670,7 @@ def read_question(row: dict, # of a benchmark
                   ) -> str:  # context and question, without orders how to answer
     "Join a question and what belongs to it."
     def is_text(value): return isinstance(value, str) and bool(value.strip())
-    question = re.sub(r"\bQuestion:", "\nQuestion:", row["question"].replace("<image>", ""))
+    question = re.sub(r"\bQuestion:", "\nQuestion:", row["question"])
     question = ORDERS.sub("", question).strip() or row["question"]
     question = re.sub(r"^Question:\s*", "", question)
     contexts = [row[name].strip() for name in CONTEXTS if is_text(row.get(name))]
@@ -702,6 +711,20 @@ def read_gold(gold,               # what a benchmark says
     return number if number is not None and 0 <= number < len(options) else None
 
 # %% ../nbs/13_evaluation.ipynb #62109488
+MARKS = re.compile(r"<image(?: (\d+))?>") # where an image stands: <image>, or <image 2> in MMMU
+
+def place_marks(texts: list[str], # a question and its options
+                count: int,       # of images
+                ) -> list[str]:   # likewise, with `<image>` where images stand, or without any, where they come first
+    "Read the marks of images. If they do not name each image once and in order, they become words."
+    joined = "\0".join(texts)
+    marks = MARKS.findall(joined)
+    in_order = marks in ([""] * count, [str(n) for n in range(1, count + 1)])
+    def words(mark): return "<image>" if in_order else f"(image {mark[1]})" if mark[1] else ""
+    placed = MARKS.sub(words, joined)
+    first = re.sub(r"^(\s*<image>\s*)+", "", placed)
+    return [text.strip() for text in (placed if "<image>" in first else first).split("\0")]
+
 def find_images(row: dict, # of a benchmark
                 ) -> list: # its images; may be empty
     "Find the images of a row, in the columns that benchmarks have them in."
@@ -743,7 +766,9 @@ def read_choice(row: dict, # of a benchmark such as MMStar, ScienceQA or MMMU
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"{len(options)} options in {question[:80]!r}: give between 2 and {len(LETTERS)}")
     source = str(row.get("category") or row.get("subject") or "all")
-    return dict(images=find_images(row), question=question, options=options, answer=answer, source=source)
+    images = find_images(row)
+    question, *options = place_marks([question, *options], len(images))
+    return dict(images=images, question=question, options=options, answer=answer, source=source)
 
 # %% ../nbs/13_evaluation.ipynb #9b7a871d
 @dataclass
