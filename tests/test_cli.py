@@ -3,6 +3,8 @@ import json, shlex
 from dataclasses import fields
 import pytest
 from PIL import Image
+from nanovlm import ask
+from nanovlm.cli import main
 from nanovlm.training import TrainConfig
 
 @pytest.fixture
@@ -37,10 +39,21 @@ def test_the_line_the_demo_ends_with_works(cli, demo):
     assert result.returncode == 0 and len(result.stdout.split()) == 1, result.stderr
 
 def test_interactive_prompt(cli, image):
-    result = cli("ask", "tiny", image, input="what color is the shape?\n<image>\nis there a circle?\n\n")
+    result = cli("ask", "tiny", image, input="what color is the shape?\n<|im_end|>\nis there a circle?\n\n")
     assert result.returncode == 0, result.stderr
     answers = result.stdout.splitlines()[1:]
-    assert "special token '<image>'" in result.stdout and len(answers) >= 3
+    assert "special token '<|im_end|>'" in result.stdout and len(answers) >= 3
+
+def test_a_dialogue_goes_on(cli, image, trained):
+    "Until it is too long, which is told and loses nothing."
+    model, processor = trained
+    asked = ["what shape is it?", "is it red?"]
+    result = cli("ask", "tiny", image, "--dialogue", input="\n".join(asked + ["why " * 600, asked[0], ""]) + "\n")
+    first = ask(model, processor, image, asked[0])
+    second = ask(model, processor, image, asked[1], history=[(asked[0], first)])
+    assert result.returncode == 0, result.stderr
+    said = result.stdout.replace("> ", "").splitlines()[1:]
+    assert said[:2] == [first, second] and "2 earlier turns included" in said[2] and said[3]
 
 def test_evaluate(cli, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
@@ -83,22 +96,41 @@ MISTAKES = {
     "an image that is not there": (["ask", "tiny", "/no/such.png", "what is it?"], "/no/such.png"),
     "a file that is no image": (["ask", "tiny", "TEXT", "what is it?"], "text.png"),
     "an empty question": (["ask", "tiny", "IMAGE", " "], "question is empty"),
-    "a special token in the question": (["ask", "tiny", "IMAGE", "what is <image>?"], "'<image>'"),
+    "a special token in the question": (["ask", "tiny", "IMAGE", "what is <|im_end|>?"], "'<|im_end|>'"),
+    "more marks than images": (["ask", "tiny", "IMAGE", "is <image> like <image>?"], "for 1 image(s)"),
+    "metrics for choices": (["evaluate", "tiny", "--choices", "--data", "FOLDER", "--metric", "vqa"], "'vqa'"),
+    "choices of what": (["evaluate", "tiny", "--choices"], "--data"),
+    "a rating that is none": (["train", "--min-rating", "9"], "min_rating is 9"),
+    "a share that is none": (["train", "--valid-share", "1.5"], "1.5"),
+    "a seed that is none": (["ask", "tiny", "IMAGE", "what is it?", "--seed", "-3"], "seed is -3"),
+    "a temperature without an end": (["ask", "tiny", "IMAGE", "what is it?", "--temperature", "inf"], "inf"),
+    "a folder for an image": (["ask", "tiny", "FOLDER", "what is it?"], "is a folder"),
+    "an image for a checkpoint": (["ask", "IMAGE", "IMAGE", "what is it?"], "is a file"),
+    "no image": (["ask", "tiny"], "IMAGE"),
+    "a misspelt command": (["trian"], "trian"),
+    "half a square": (["plan", "--squares", "0.5"], "--squares: '0.5'"),
+    "a long path": (["train", "--data", f"/no/such/{'folder/' * 30}"], f"/no/such/{'folder/' * 29}folder"),
+    "no data to look at": (["data", "/no/such/folder"], "/no/such/folder"),
+    "nothing to look at": (["data", "easy-vqa", "--limit", "0"], "limit is 0"),
     "a prompt longer than the context": (["ask", "tiny", "IMAGE", "why? " * 600], "context is 512"),
     "a negative temperature": (["ask", "tiny", "IMAGE", "what is it?", "--temperature", "-1"], "temperature"),
     "a folder that is no checkpoint": (["evaluate", "FOLDER"], "config.json is missing"),
 }
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(cli, image, mistake):
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, image, mistake):
     words, complaint = MISTAKES[mistake]
     text = image.with_name("text.png")
     text.write_text("hello")
     stand_for = dict(IMAGE=image, TEXT=text, FOLDER=image.parent)
-    result = cli(*(stand_for.get(word, word) for word in words))
-    assert result.returncode == 2
-    assert complaint in result.stderr and "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    with pytest.raises(SystemExit) as stop: main([str(stand_for.get(word, word)) for word in words])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and complaint in said
+    assert len(said.strip().splitlines()) == 1, said
+
+def test_a_mistake_in_a_process_of_its_own(cli):
+    result = cli("train", "--steps", "0")
+    assert result.returncode == 2 and result.stderr.startswith("nanovlm: steps is 0") and not result.stdout
 
 def test_help_tells_every_flag(cli):
     text = cli("train", "--help").stdout
