@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from .processor import MARK, Batch, Processor
+from .processor import MARK, Batch, Processor, check_text
 
 # %% ../nbs/11_data.ipynb #a4087a88
 def cauldron_features(answers: bool=False, # with all answers that were given to a question, for scoring
@@ -723,12 +723,11 @@ def split_rows(rows,              # Dataset or stream in The Cauldron's schema
 # %% ../nbs/11_data.ipynb #96528dbf
 def read_turn(turn: dict | None, # user, assistant
               ) -> tuple[str, str]: # question, with images that it begins or ends with before it; answer
-    "Read a turn. Raises ValueError if it is no text, or has `<image>` in its answer."
-    texts = [(turn or {}).get(name) for name in ("user", "assistant")]
-    for name, text in zip(("question", "answer"), texts):
+    "Read a turn. Raises ValueError if it is no text, holds half a letter, or has `<image>` in its answer."
+    question, answer = ((turn or {}).get(name) for name in ("user", "assistant"))
+    for name, text in dict(question=question, answer=answer).items():
         if text is None: raise ValueError(f"the {name} is missing (null): fill it in, or leave it out")
-        if not isinstance(text, str): raise ValueError(f"the {name} is {type(text).__name__}, not text")
-    question, answer = texts
+        check_text(text, name)
     if MARK in answer: raise ValueError(f"the answer holds {MARK}: images stand in questions; take it out")
     for marks in r"^(\s*<image>\s*)+", r"(\s*<image>\s*)+$":
         bare = re.sub(marks, "", question)
@@ -757,15 +756,15 @@ def read_dialogue(texts: list,          # as for `read_questions`
                   processor: Processor, # likewise
                   ) -> tuple[dict, dict]: # prefix (empty), turns, squares; number of a turn: why it cannot be used
     "Read a conversation: each turn sees those before it."
-    texts_read = []
-    turns = []
+    exchanges = [] # questions and their answers
+    turns = []     # their tokens
     unusable = {}
     room = processor.max_length
     try:
-        for turn in texts: texts_read.append(read_turn(turn))
-    except ValueError as error: unusable[len(texts_read)] = str(error)
+        for turn in texts: exchanges.append(read_turn(turn))
+    except ValueError as error: unusable[len(exchanges)] = str(error)
     try:
-        for turn, answer in processor.dialogue(texts_read, grids):
+        for turn, answer in processor.dialogue(exchanges, grids):
             room -= len(turn) + len(answer)
             if room < 0:
                 raise ValueError(f"max_length is {processor.max_length}, and the dialogue up to this turn is "

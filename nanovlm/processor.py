@@ -306,11 +306,12 @@ def place_images(questions: list[str], # of a conversation, in their order
     Raises ValueError if there are marks, and not as many as images."""
     for question in questions: check_text(question, "question")
     marks = sum(question.count(MARK) for question in questions)
-    if not marks: return [MARK * count + questions[0], *questions[1:]]
+    if not marks: return [MARK * count * (n == 0) + question for n, question in enumerate(questions)]
     if marks == count: return questions
     raise ValueError(f"{marks} × {MARK} in {' / '.join(questions)[:60]!r}, for {count} image(s): mark every "
                      "image once, or none; then they stand before the first question")
 
+# %% ../nbs/10_processor.ipynb #9bbc943e
 def check_history(history: list[tuple[str, str]]): # earlier questions and their answers
     "Raises ValueError if it is no list of pairs of texts, or marks an image in an answer."
     is_list = isinstance(history, (list, tuple))
@@ -560,6 +561,8 @@ def read_format(more: dict, # the content of processor_config.json
     for name, text in texts.items():
         if name not in names: raise ValueError(f"prompt_format.{name} is not known: leave it out")
         check_value(f"prompt_format.{name}", text, str)
+    if "before_images" in texts: # folders of a time that knew one turn alone
+        texts = {"before_next": "\n" + texts["before_images"]} | texts
     try: PromptFormat(**texts).images([(1, 1), WHOLE], 1)
     except (KeyError, IndexError, ValueError) as e:
         raise ValueError(f"prompt_format has a place in braces that is not known ({e}): correct it") from None

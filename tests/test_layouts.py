@@ -8,8 +8,8 @@ from datasets import Dataset
 from PIL import Image
 from nanovlm.batches import Windows
 from nanovlm.data import (
-    Examples, cauldron_features, describe_mixture, easy_vqa, load_data, make_example, mixture_table, open_data,
-    pick_split, read_turn, split_files, split_rows)
+    Examples, cauldron_features, describe_mixture, easy_vqa, load_data, make_example, mixture_table,
+    open_data, pick_split, read_turn, split_files, split_rows)
 from nanovlm.processor import WHOLE
 
 @pytest.fixture(autouse=True)
