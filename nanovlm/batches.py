@@ -215,6 +215,7 @@ class Source:
                  cursor: dict=None,          # to go on from; None = the beginning
                  ):
         readers = max(1, workers)
+        windows.examples.room //= readers # each process keeps examples of its own
         self.cursor = cursor or dict(turn=0, cursors=[None] * readers)
         self.unusable = windows.examples.unusable
         self.readers = []

@@ -7,15 +7,15 @@ __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'CUSTOMS', 'SQUARE
            'LETTERS', 'REWRITTEN', 'NEGATIVE', 'LETTER', 'GAP', 'NAMED', 'CLAIMS', 'FALLBACKS', 'ORDERS', 'CONTEXTS',
            'GOLDS', 'MARKS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count',
            'score', 'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy',
-           'pick_metric', 'name_images', 'find_fault', 'list_questions', 'Pictures', 'left_pad', 'make_prompts',
-           'in_batches', 'count_reasons', 'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match',
-           'text_baselines', 'evaluate', 'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters',
-           'find_written', 'parse_choice', 'with_answer', 'answer_score', 'score_options', 'split_options',
-           'read_question', 'read_options', 'read_gold', 'place_marks', 'find_images', 'find_gold', 'require_columns',
-           'read_choice', 'Lazy', 'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
+           'pick_metric', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons',
+           'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate',
+           'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice',
+           'with_answer', 'answer_score', 'score_options', 'split_options', 'read_question', 'read_options',
+           'read_gold', 'place_marks', 'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy',
+           'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
-import ast, hashlib, math, re
+import ast, math, re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 import torch
 from torch import Tensor
-from .data import load_files, pick_split, split_files
+from .data import check_hub_name, load_files, pick_split, picture_keys, read_turn, split_files
 from .generation import generate
 from .model import VisionLanguageModel
 from .processor import Batch, Grid, Processor, to_device
@@ -190,29 +190,7 @@ def pick_metric(names: list[str], # of data sets that are tested together
     raise ValueError(f"these data sets are scored in different ways, {found}: test one at a time, or "
                      f"choose one of {', '.join(METRICS)} (--metric)")
 
-# %% ../nbs/13_evaluation.ipynb #2ec1dd09
-def name_images(images, # of a row: PIL image, path, bytes, or {"bytes", "path"}; a list of these; or None
-                ) -> str: # 16 letters; empty without images
-    "Make a name that is the same for the same images."
-    contents = []
-    for image in images if isinstance(images, list) else [images]:
-        if isinstance(image, dict): image = image.get("bytes") or image.get("path")
-        if image is None: continue
-        if hasattr(image, "tobytes"): image = repr(image.size).encode() + image.tobytes()
-        contents.append(image if isinstance(image, bytes) else str(image).encode())
-    return hashlib.blake2b(b"|".join(contents), digest_size=8).hexdigest() if contents else ""
-
 # %% ../nbs/13_evaluation.ipynb #5154d24a
-def find_fault(turn: dict, # user, assistant; perhaps answers, a list that is accepted instead
-               ) -> str:   # empty if there is none
-    "Say why a question cannot be asked or scored."
-    def is_text(value): return isinstance(value, str) and bool(value.strip())
-    if not turn or not is_text(turn.get("user")): return "a question is missing or empty"
-    answers = turn.get("answers") or [turn.get("assistant")]
-    if not all(map(is_text, answers)): return "an answer is missing or empty"
-    if re.search("[\ud800-\udfff]", turn["user"]): return "the question holds half a letter"
-    return ""
-
 def list_questions(rows,           # Dataset, or a list, in The Cauldron's schema
                    unusable: dict, # is filled: (number of a row, of a question in it or None): why it is left out
                    ) -> list[tuple[int, dict]]: # (number of the question in its row; row, question, answer, source; answers, history)
@@ -225,13 +203,14 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
         history = []
         if not turns: unusable.setdefault((n, None), "the row has no questions")
         for k, turn in enumerate(turns or []):
-            fault = find_fault(turn)
-            if fault:
-                unusable[n, k] = fault
+            accepted = [a for a in (turn or {}).get("answers") or [] if isinstance(a, str) and a.strip()]
+            if accepted and not turn.get("assistant"): turn = turn | dict(assistant=accepted[0])
+            try: question, answer = read_turn(turn)
+            except ValueError as error:
+                unusable[n, k] = str(error)
                 continue
-            found = dict(row=n, question=turn["user"], answer=turn.get("assistant") or turn["answers"][0],
-                         source=turn.get("source") or "unnamed")
-            if turn.get("answers"): found["answers"] = turn["answers"]
+            found = dict(row=n, question=question, answer=answer, source=turn.get("source") or "unnamed")
+            if accepted: found["answers"] = accepted
             if row.get("dialogue"): found["history"] = [*history]
             history.append((found["question"], found["answer"]))
             asked.append((k, found))
@@ -253,13 +232,13 @@ class Pictures:
     def __len__(self): return len(self.rows)
 
     def _open(self, n: int) -> Tensor | None: # (squares, 3, H, W)
-        images = self.rows[n].get("images")
+        row = self.rows[n]
         self.squares[n] = self.grids[n] = None
-        try: pixels, self.grids[n] = self.processor.pixels(images)
+        try: pixels, self.grids[n] = self.processor.pixels(row.get("images"))
         except ValueError:
             self.unusable[n, None] = "an image cannot be read"
             return None
-        self.names[n] = name_images(images) or f"row {n}"
+        self.names[n] = " ".join(picture_keys(row))
         self.squares[n] = len(pixels)
         return pixels
 
@@ -801,7 +780,9 @@ def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a 
     from datasets import Image, List
     split = split or pick_split(name, "val", "test")
     if Path(name).is_dir(): rows = load_files("parquet", data_files=split_files(name, split), split="train")
-    else: rows = load_files(name, split=split)
+    else:
+        check_hub_name(name, "benchmark", "a folder of Parquet files")
+        rows = load_files(name, split=split)
     require_columns(rows.column_names)
     for column, feature in rows.features.items():
         stored = Image(decode=False)

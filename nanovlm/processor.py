@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'LONG_WORD', 'DIGITS', 'CHAT_TEMPLATE', 'Grid', 'WHOLE', 'TILINGS', 'MARK', 'Batch', 'MOST_PIXELS',
-           'IMAGE_LIMITS', 'IMAGE_SETTINGS', 'TOKENIZER_SETTINGS', 'train_tokenizer', 'gguf_tokenizer',
+           'IMAGE_LIMITS', 'IMAGE_SETTINGS', 'TOKENIZER_SETTINGS', 'REQUEST', 'train_tokenizer', 'gguf_tokenizer',
            'load_tokenizer', 'smolvlm_tokenizer', 'lay_grid', 'resize_longer', 'cut_tiles', 'nanovlm_tiles',
            'leave_whole', 'PromptFormat', 'PromptTokenizer', 'check_text', 'place_images', 'check_history',
            'TextProcessor', 'ImageProcessor', 'Processor', 'check_pixel_settings', 'resizing', 'read_format',
@@ -683,6 +683,9 @@ def to_device(model: nn.Module, # its parameters say where to
     return {name: t.to(device, non_blocking=True) for name, t in batch.items()}
 
 # %% ../nbs/10_processor.ipynb #a8627948
+REQUEST = dict(max_new_tokens=(Integral, 1, 10**9), temperature=(Real, 0, 1000), top_k=(Integral, 0, 10**9),
+               top_p=(Real, 0, 1), seed=(Integral, 0, 2**63 - 1)) # kinds and limits of what is asked for
+
 def stream_answer(model: VisionLanguageModel, # asked
                   processor: Processor, # the one that belongs to it
                   image,         # PIL image, path, URL, a list of these, or None
@@ -694,6 +697,8 @@ def stream_answer(model: VisionLanguageModel, # asked
     "Answer piece by piece. Raises ValueError as `check_question` does, or if no room is left for an answer."
     check_history(history)
     for asked in (*(earlier for earlier, _ in history), question): check_question(asked)
+    for name, value in (("max_new_tokens", max_new_tokens), *kwargs.items()):
+        if name in REQUEST: check_value(name, value, *REQUEST[name])
     batch = to_device(model, processor(image, question, history))
     length = batch["input_ids"].shape[1]
     room = min(max_new_tokens, processor.max_length - length)
@@ -728,8 +733,8 @@ def tiny_model(rows,          # Dataset or stream in The Cauldron's schema (chap
     "Make a tiny model with random weights, and a processor whose tokenizer knows the words of `rows`."
     torch.manual_seed(seed)
     config = config or VLMConfig.tiny()
-    turns = (turn for row in islice(rows, 50_000) for turn in row["texts"])
-    texts = (text for turn in turns if turn["user"] and turn["assistant"]
+    turns = (turn for row in islice(rows, 50_000) for turn in row["texts"] or [])
+    texts = (text for turn in turns if turn and turn["user"] and turn["assistant"]
              for text in (turn["user"], " " + turn["assistant"]))
     tokenizer = train_tokenizer(texts, config.text_config.vocab_size)
     return VisionLanguageModel(config), Processor.from_config(tokenizer, config)

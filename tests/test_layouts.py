@@ -36,6 +36,8 @@ def write(file, rows):
 def images_of(rows): return {image["bytes"] for row in rows for image in row["images"]}
 def answers(rows): return [text["assistant"] for row in rows for text in row["texts"]]
 
+TURN = dict(user="why?", assistant="so")
+
 # Splits
 
 def weighted(root):
@@ -412,7 +414,7 @@ def test_a_table_that_cannot_be_meant_is_refused_by_name(tmp_path, name, lines, 
 def test_a_table_in_another_encoding_is_refused(tmp_path):
     table(tmp_path)
     (tmp_path / "metadata.csv").write_bytes(f"{HEADER}\n0.png,what?,caf\xe9".encode("latin-1"))
-    with pytest.raises(ValueError, match="metadata.csv .*it is UTF-8 text"): load_data(str(tmp_path))
+    with pytest.raises(ValueError, match="metadata.csv .*save it as UTF-8 text"): load_data(str(tmp_path))
 
 @pytest.mark.parametrize("user, images, shown", [
     ("<image>\nwhat is it?", 1, "<image>what is it?"), ("what is it?\n<image>", 1, "<image>what is it?"),
@@ -536,3 +538,49 @@ def test_an_empty_file_changes_nothing(tmp_path, streaming):
     write_table(tmp_path / "a/train-1.parquet", [row(2)])
     pq.write_table(pa.table(dict(images=pa.nulls(0), texts=pa.nulls(0))), tmp_path / "a/train-2.parquet")
     assert answers(load_data(str(tmp_path), streaming=streaming)) == ["2"]
+
+@pytest.mark.parametrize("header, mend", [
+    ("image,question,answer", "not 'file_name': rename 'image'"), ("file_name,prompt,answer", "not 'question': rename 'prompt'"),
+    ("file_name,question,label", "not 'answer': rename 'label'"), ("file_nmae,question,answer", "rename 'file_nmae'"),
+    ("file_name;question;answer", "put commas between columns"), ("a,b,c", "not 'file_name': add it")])
+def test_a_header_that_does_not_fit_says_what_to_do(tmp_path, header, mend):
+    table(tmp_path)
+    lines = f"{header}\n0.png,what?,a"
+    if ";" in header: lines = lines.replace(",", ";")
+    (tmp_path / "metadata.csv").write_text(lines)
+    with pytest.raises(ValueError, match=mend): load_data(str(tmp_path))
+
+def test_pictures_in_no_table_are_told(tmp_path, capsys):
+    table(tmp_path)
+    (tmp_path / "metadata.csv").write_text(f"{HEADER}\n0.png,what?,a")
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    assert len(load_data(str(tmp_path))) == 1
+    said = capsys.readouterr().err
+    assert "pictures in" in said and "they are not used" in said
+
+@pytest.mark.parametrize("name, error, message", [
+    (None, ValueError, "the data set is None"), ("", ValueError, "the data set is ''"), (3, ValueError, "is 3"),
+    ("easyvqa", FileNotFoundError, "did you mean 'easy-vqa'"), ("easy-vqa:x", FileNotFoundError, "easy-vqa"),
+    ("./nothing", FileNotFoundError, "an existing folder"), ("a/b/c", FileNotFoundError, "no data set 'a/b/c'")], ids=str)
+def test_a_name_that_is_none_is_refused(name, error, message):
+    with pytest.raises(error, match=message): load_data(name)
+
+def test_a_table_has_no_subsets(tmp_path):
+    table(tmp_path)
+    (tmp_path / "metadata.csv").write_text(f"{HEADER}\n0.png,what?,a")
+    with pytest.raises(ValueError, match="has no subsets: leave ':shapes' out"): load_data(f"{tmp_path}:shapes")
+
+@pytest.mark.parametrize("row, reason", [
+    (None, "a row is 'None'"), ("row", "a row is 'row'"), (dict(texts=[]), "no questions"), (dict(images=[]), "no questions"),
+    (dict(images=[], texts="why?"), "no list"), (dict(images=Image.new("RGB", (8, 8)), texts=[]), "no list"),
+    (dict(images=[], texts=["why?"]), "a turn is 'why"), (dict(images=[3], texts=[TURN]), "cannot read image"),
+    (dict(images=[], texts=[TURN | dict(user=" ")]), "question is empty"), (dict(images=[], texts=[TURN | dict(assistant=" ")]), "answer is empty")],
+    ids=str)
+def test_a_row_of_any_form_is_counted(processor, row, reason):
+    example, unusable = make_example(row, processor)
+    assert example is None and reason in [*unusable.values()][0]
+
+def test_kept_examples_take_no_more_than_their_room(rows, processor):
+    examples = Examples(rows, processor, room=3 * 64 * 64 * 3 * 4 + 5)
+    for n in range(10): examples[n]
+    assert [*examples.ready] == [0, 1, 2] and examples[0] is examples[0] and examples[5] is not examples[5]

@@ -361,9 +361,10 @@ def test_choices_show_another_image(model, processor, monkeypatch):
 # Rows that cannot be used
 
 BAD = {
-    "question is missing": turn(user=None), "question is missing or": turn(user="  "),
+    "question is missing": turn(user=None), "question is empty": turn(user="  "),
     "answer is missing": turn(assistant=None),
-    "answer is missing or": turn(assistant=""), "missing": turn(answers=["blue", None]),
+    "answer is empty": turn(assistant=""),
+    "answer is missing ": turn(assistant=None, answers=[None, ""]),
     "half a letter": turn(user="is it \ud83d?"),
     "less than 16 tokens": turn(user="blue " * 3000), "less than": turn(user="is it blue? " * 12)}
 
