@@ -54,7 +54,8 @@ class Lanes:
         count = min(LANES, len(shards))
         place = place or dict(turn=0, lanes=[(0, None)] * count)
         self.turn = place["turn"]
-        self.lanes = [Lane(rows, shards[k::count], *start) for k, start in enumerate(place["lanes"])]
+        self.lanes = [Lane(rows, shards[k::count], *start)
+                      for k, start in enumerate(place["lanes"])]
         self.readers = [iter(lane) for lane in self.lanes]
 
     @property
@@ -115,7 +116,8 @@ class Reader:
             n = place["windows"] + k
             if place["whole"] and n % self.readers != self.reader: continue
             number = n if place["whole"] else self.reader + self.readers * n
-            examples = [self.examples.make((place["epoch"], part, i), row) for i, row in windows[k]]
+            examples = [self.examples.make((place["epoch"], part, i), row)
+                        for i, row in windows[k]]
             following = place | dict(window=k + 1) if k + 1 < len(windows) else after
             yield number, examples, place | dict(window=k), following
 
@@ -131,7 +133,8 @@ class Reader:
             while block := lanes.take(size * max(1, BLOCK // size)):
                 windows = place["windows"] + math.ceil(len(block) / size)
                 read = place["read"] + len(block)
-                after = place | dict(read=read, windows=windows, lanes=lanes.place, window=0)
+                after = place | dict(read=read, windows=windows, lanes=lanes.place,
+                                     window=0)
                 yield from self.windows_of(block, place, after)
                 place = after
             nothing = not place["read"]
@@ -139,7 +142,8 @@ class Reader:
                 raise ValueError("the stream has no rows: look at the data's name and "
                                  "its split")
             whole = place["whole"] or nothing # shards that hold nothing do not make a reader idle
-            place = place | dict(epoch=place["epoch"] + 1, read=0, lanes=None, whole=whole)
+            place = place | dict(epoch=place["epoch"] + 1, read=0, lanes=None,
+                                 whole=whole)
 
 # %% ../nbs/reference/batches.ipynb #dba90d0d
 @dataclass
@@ -172,7 +176,8 @@ class Layout(Reader):
         if self.augment and images: batch["pixel_values"] = self.augment(batch["pixel_values"], generator)
         tokens = sum(len(s["ids"]) for row in rows for s in row)
         padding = 1 - tokens / batch["input_ids"].numel()
-        return dict(batch=batch, samples=sum(map(len, rows)), tokens=tokens, images=images, padding=padding)
+        return dict(batch=batch, samples=sum(map(len, rows)), tokens=tokens,
+                    images=images, padding=padding)
 
 # %% ../nbs/reference/batches.ipynb #261c3856
 @dataclass
@@ -221,7 +226,8 @@ class Source:
         self.readers = []
         for r, start in enumerate(self.cursor["cursors"]):
             number = processes.rank + processes.world * r
-            part = replace(windows, reader=number, readers=processes.world * readers, cursor=start)
+            part = replace(windows, reader=number, readers=processes.world * readers,
+                           cursor=start)
             if workers:
                 part = DataLoader(part, batch_size=None, num_workers=1, prefetch_factor=2,
                                   worker_init_fn=ignore_interrupts)
@@ -243,7 +249,8 @@ def fingerprint(rows,        # Dataset or stream in The Cauldron's schema
     "Give a checksum of rows that are spread evenly over the data, or of the first row of a stream."
     if hasattr(rows, "__len__"): some = [rows[i] for i in range(0, len(rows), max(1, len(rows) // most))]
     else: some = [*itertools.islice(rows, 1)]
-    held = [(row["texts"], len(row["images"] or ()), *filter(None, [row.get("dialogue")])) for row in some]
+    held = [(row["texts"], len(row["images"] or ()), *filter(None, [row.get("dialogue")]))
+            for row in some]
     return f"{zlib.crc32(repr(held).encode()):08x}"
 
 # %% ../nbs/reference/batches.ipynb #3ed25f1b

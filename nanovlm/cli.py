@@ -18,7 +18,8 @@ import tyro
 from .bench import bench
 from .data import TURNS, describe_mixture, mix, mixture_table, open_data, pick_split, split_rows
 from .demo import DemoConfig, demo
-from .evaluation import (METRICS, evaluate, evaluate_choices, load_choices, pick_metric,
+from .evaluation import (METRICS, evaluate, evaluate_choices, load_choices,
+                                pick_metric,
                                 report)
 from .hub import load
 from .images import load_image
@@ -85,14 +86,15 @@ class DataCommand:
 
     def run(self):
         processor = load(self.model)[1] if self.model else None
-        found = survey(self.data, self.split, self.limit, processor, streaming=self.streaming or None,
+        found = survey(self.data, self.split, self.limit, processor,
+                       streaming=self.streaming or None,
                        min_rating=self.min_rating)
         print(found)
         try:
             if self.sheet: found.sheet().save(self.sheet)
         except (OSError, ValueError) as error:
-            raise ValueError(f"the sheet cannot be written to {self.sheet} ({error}): give a name that ends in .png, in "
-                             "a folder that is there") from None
+            raise ValueError(f"the sheet cannot be written to {self.sheet} ({error}): give a name "
+                             "that ends in .png, in a folder that is there") from None
 
 # %% ../nbs/reference/cli.ipynb #25394d0f
 @dataclass
@@ -114,16 +116,20 @@ class TrainCommand:
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig) # how to train
 
     def run(self):
-        parts = open_data(self.data, self.split or pick_split(self.data, "train"), streaming=self.streaming,
+        parts = open_data(self.data, self.split or pick_split(self.data, "train"),
+                          streaming=self.streaming,
                           min_rating=self.min_rating, turns=self.turns)
-        rows, valid_rows = split_rows(mix(parts, self.config.seed), self.valid_share, self.valid_rows)
+        rows, valid_rows = split_rows(mix(parts, self.config.seed), self.valid_share,
+                                      self.valid_rows)
         model, processor = self.start(rows)
         if Processes().rank == 0: self.describe(parts, processor)
         measure = mfu_meter(model.config, self.config)
         model.to(Processes().device)
-        about = dict(data_name=self.data, data_split=self.split, min_rating=self.min_rating, turns=self.turns,
+        about = dict(data_name=self.data, data_split=self.split,
+                     min_rating=self.min_rating, turns=self.turns,
                      valid_share=self.valid_share)
-        history = train(model, processor, rows, self.config, valid_rows or None, measure=measure, about=about)
+        history = train(model, processor, rows, self.config, valid_rows or None,
+                        measure=measure, about=about)
         if Processes().rank > 0: return
         losses = [line["valid_loss"] for line in history if "valid_loss" in line]
         best = f", best validation loss {min(losses):.4f}" if losses else ""
@@ -155,6 +161,7 @@ class EvaluateCommand:
     data: str = ""                         # as for train, by default easy-vqa; with choices: Lin-Chen/MMStar, derek-thomas/ScienceQA, or a folder of Parquet files like theirs
     choices: bool = False                  # it is a multiple-choice benchmark
     split: str | None = None               # which part of it, by default "test", of a benchmark "val", or else the other one
+    turns: Literal[TURNS] = "auto"         # as for train: in a dialogue, a question comes after those before it
     metric: Literal["", *METRICS] = ""     # how answers are scored; nothing = as is the custom for the data
     batch_size: int = 256                  # questions answered together
     max_new_tokens: int = 16               # longest answer, in tokens
@@ -164,16 +171,19 @@ class EvaluateCommand:
             raise ValueError("choices is for a benchmark: name it with --data, such as Lin-Chen/MMStar or a "
                              "folder of Parquet files in its form")
         if self.choices and self.metric:
-            raise ValueError(f"metric is {self.metric!r}, but a benchmark's choices are right or wrong: leave one out")
+            raise ValueError(f"metric is {self.metric!r}, but a benchmark's choices are right or "
+                             "wrong: leave one out")
         model, processor = load(self.checkpoint, device=Processes().device)
         options = dict(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
-        if self.choices: metrics = evaluate_choices(model, processor, load_choices(self.data, self.split), **options)
+        if self.choices:
+            metrics = evaluate_choices(model, processor, load_choices(self.data, self.split), **options)
         else: metrics = self.score(model, processor, options)
         print(report(metrics))
 
     def score(self, model, processor, options) -> dict: # figures, from `evaluate`
         data = self.data or "easy-vqa"
-        parts = open_data(data, self.split or pick_split(data, "test", "validation"))
+        split = self.split or pick_split(data, "test", "validation")
+        parts = open_data(data, split, turns=self.turns)
         metric = self.metric or pick_metric([part.name for part in parts])
         return evaluate(model, processor, mix(parts), metric=metric, **options)
 
@@ -205,12 +215,13 @@ class BenchCommand:
     def run(self): bench(self.quick)
 
 # %% ../nbs/reference/cli.ipynb #2fbb2fd6
-COMMANDS = dict(data=DataCommand, train=TrainCommand, ask=AskCommand, evaluate=EvaluateCommand,
+COMMANDS = dict(data=DataCommand, train=TrainCommand, ask=AskCommand,
+                evaluate=EvaluateCommand,
                 plan=PlanCommand, demo=DemoCommand, bench=BenchCommand)
 
 FLAGS = dict( # of several commands: least and most
-    limit=(1, 10**9), max_new_tokens=(1, 10**6), top_k=(0, 10**9), seed=(0, 2**31 - 1), batch_size=(1, 10**6), min_rating=(1, 5),
-    valid_rows=(0, 10**9), scale_factor=(1, 64))
+    limit=(1, 10**9), max_new_tokens=(1, 10**6), top_k=(0, 10**9), seed=(0, 2**31 - 1),
+    batch_size=(1, 10**6), min_rating=(1, 5), valid_rows=(0, 10**9), scale_factor=(1, 64))
 
 def check_flags(command): # one of `COMMANDS`, filled in
     "Raises ValueError if a number is outside of its limits."
@@ -224,15 +235,16 @@ def one_line(box: str, # what tyro prints
     lines = [line.strip("│╭╮╰╯─|+ ") for line in box.splitlines()[1:] if line.strip(" -")]
     text = " ".join(filter(None, lines))
     text = re.sub(r"Argument helptext: .*?(?=For full helptext)", "", text)
-    text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]. Got errors: .*?(?=For full helptext)",
-                  r"\2 is no \1", text)
+    text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]. "
+                  "Got errors: .*?(?=For full helptext)", r"\2 is no \1", text)
     text = re.sub(r"Error parsing (?!-)\S+: ", "", text).replace("Error parsing ", "")
     return re.sub(r"\.? *For full helptext, \w+", "; see", text)
 
 def read_command(args: list[str], # the words after the program's name
                  ):               # -> one of `COMMANDS`, filled in
     "Read a command line. Raises SystemExit after a complaint in one line."
-    parse = partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, args=args, prog="nanovlm")
+    parse = partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, args=args,
+                    prog="nanovlm")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint): return parse()
@@ -256,7 +268,8 @@ def main(args: list[str]=None): # by default the words after the program's name
         print(f"nanovlm: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (MemoryError, torch.OutOfMemoryError) as error:
-        print(f"nanovlm: memory has run out ({str(error).splitlines()[0][:120]}): make batch_size smaller, or "
-              "see `nanovlm plan`", file=sys.stderr)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        print(f"nanovlm: memory has run out ({reason}): make batch_size smaller, or see `nanovlm plan`",
+              file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt: raise SystemExit(130) from None

@@ -90,7 +90,8 @@ def score(right: list[float],   # of each answer: True or 1, False or 0, or betw
     clusters = list(range(len(right))) if clusters is None else clusters
     accuracy = sum(right) / len(right)
     count = effective_count(right, clusters)
-    found = dict(accuracy=accuracy, interval=wilson(accuracy * count, count), count=len(right))
+    found = dict(accuracy=accuracy, interval=wilson(accuracy * count, count),
+                 count=len(right))
     images = len({*clusters})
     return found | dict(images=images) if images < len(right) else found
 
@@ -159,7 +160,8 @@ def anls(prediction: str,    # what the model wrote
 def read_number(text: str, # perhaps a number, such as 1,200, $3.5 or 12 %
                 ) -> float | None:
     "Read a number; a percentage as a share of 1."
-    found = re.fullmatch(r"\$?([+-]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+))\s*(%?)\.?", text.strip())
+    found = re.fullmatch(r"\$?([+-]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+))\s*(%?)\.?",
+                         text.strip())
     if not found: return None
     return float(found[1].replace(",", "")) / (100 if found[2] else 1)
 
@@ -174,7 +176,8 @@ def relaxed_accuracy(prediction: str,    # what the model wrote
     return match_exactly(prediction, answers)
 
 # %% ../nbs/13_evaluation.ipynb #1f375162
-METRICS = dict(exact_match=match_exactly, vqa=vqa_accuracy, anls=anls, relaxed=relaxed_accuracy)
+METRICS = dict(exact_match=match_exactly, vqa=vqa_accuracy, anls=anls,
+               relaxed=relaxed_accuracy)
 CUSTOMS = { # metric: data sets whose authors chose it, in the spelling of The Cauldron, FineVision and lmms-eval
     "vqa": "vqav2 okvqa aokvqa textvqa vizwiz",
     "anls": "docvqa infographicvqa infovqa stvqa",
@@ -184,8 +187,8 @@ def pick_metric(names: list[str], # of data sets that are tested together
                 ) -> str:         # a key of `METRICS`
     "Choose the metric that is the custom for some data. Raises ValueError if they have different customs."
     def bare(name): return re.sub("[^a-z0-9]|val$|test$", "", name.lower())
-    found = {name: next((metric for metric, known in CUSTOMS.items() if bare(name) in known.split()), "exact_match")
-             for name in names}
+    metric_of = {known: metric for metric, several in CUSTOMS.items() for known in several.split()}
+    found = {name: metric_of.get(bare(name), "exact_match") for name in names}
     if len({*found.values()}) == 1: return found.popitem()[1]
     raise ValueError(f"these data sets are scored in different ways, {found}: test one at a time, or "
                      f"choose one of {', '.join(METRICS)} (--metric)")
@@ -194,7 +197,7 @@ def pick_metric(names: list[str], # of data sets that are tested together
 def list_questions(rows,           # Dataset, or a list, in The Cauldron's schema
                    unusable: dict, # is filled: (number of a row, of a question in it or None): why it is left out
                    ) -> list[tuple[int, dict]]: # (number of the question in its row; row, question, answer, source; answers, history)
-    "List the questions that can be asked, without a look at images. In a dialogue, the turns before are its history."
+    "List the questions that can be asked, each of a dialogue with the turns before it. No image is opened."
     if hasattr(rows, "select_columns"):
         rows = rows.select_columns([name for name in ("texts", "dialogue") if name in rows.column_names])
     asked = []
@@ -209,7 +212,8 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
             except ValueError as error:
                 unusable[n, k] = str(error)
                 continue
-            found = dict(row=n, question=question, answer=answer, source=turn.get("source") or "unnamed")
+            found = dict(row=n, question=question, answer=answer,
+                         source=turn.get("source") or "unnamed")
             if accepted: found["answers"] = accepted
             if row.get("dialogue"): found["history"] = [*history]
             history.append((found["question"], found["answer"]))
@@ -329,7 +333,8 @@ def count_reasons(unusable: dict, # (number of a row, of a question in it or Non
     first = {}
     for (row, _), why in sorted(unusable.items(), key=lambda item: item[0][0]): first.setdefault(why, row)
     counts = Counter(unusable.values())
-    return {f"{why} (first: row {first[why]})": count for why, count in counts.most_common()}
+    return {f"{why} (first: row {first[why]})": count
+            for why, count in counts.most_common()}
 
 def answer_batch(model: VisionLanguageModel, # in eval mode
                  processor: Processor, # the one that belongs to it
@@ -408,12 +413,15 @@ def text_baselines(train_rows, # rows the model learnt from
     if not learnt: raise ValueError("the rows to learn from hold no question with an answer")
     counts = defaultdict(Counter) # of answers to each question
     for turn in learnt: counts[turn["question"]][normalise(turn["answer"])] += 1
-    best = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+    best = {question: answers.most_common(1)[0][0]
+            for question, answers in counts.items()}
     majority = Counter(normalise(turn["answer"]) for turn in learnt).most_common(1)[0][0]
     def share(guess): # (question) -> answer
-        scores = [METRICS[metric](guess(t["question"]), t.get("answers") or [t["answer"]]) for t in asked]
+        scores = [METRICS[metric](guess(t["question"]), t.get("answers") or [t["answer"]])
+                  for t in asked]
         return sum(scores) / len(scores)
-    return dict(majority=share(lambda q: majority), question_only=share(lambda q: best.get(q, majority)))
+    return dict(majority=share(lambda q: majority),
+                question_only=share(lambda q: best.get(q, majority)))
 
 # %% ../nbs/13_evaluation.ipynb #8f37c29a
 BLINDFOLDS = dict(blind="blank", other_image="other") # before a metric's name: what the model is shown
@@ -436,12 +444,15 @@ def evaluate(model: VisionLanguageModel, # in eval mode
         blind = predict(model, processor, pictures, images, **options)
         metrics[f"{name}_{metric}"] = exact_match(blind)["all"]["accuracy"]
     if train_rows is not None:
-        asked = [dict(texts=[p | dict(user=p["question"], assistant=p["answer"])]) for p in predictions]
+        asked = [dict(texts=[p | dict(user=p["question"], assistant=p["answer"])])
+                 for p in predictions]
         metrics |= text_baselines(train_rows, asked, metric)
-    return metrics | dict(metric=metric, unusable=count_reasons(pictures.unusable), predictions=predictions)
+    return metrics | dict(metric=metric, unusable=count_reasons(pictures.unusable),
+                          predictions=predictions)
 
 # %% ../nbs/13_evaluation.ipynb #103633c1
-SCORES = dict(exact_match="exact match", vqa="VQA accuracy", anls="ANLS", relaxed="relaxed accuracy",
+SCORES = dict(exact_match="exact match", vqa="VQA accuracy", anls="ANLS",
+              relaxed="relaxed accuracy",
               accuracy="accuracy") # metric: what people call it
 LABELS = { # another figure: likewise
     **{f"blind_{name}": "the same model, blank image" for name in SCORES},
@@ -464,9 +475,11 @@ def report(metrics: dict, # from `evaluate` or `evaluate_choices`
         lines.append(f"{label:<{width}} {found['accuracy']:8.2%}   95 % interval {low:.2%} – {high:.2%}   "
                      f"{found['count']:,} questions{about}")
     lines.append("without the right image:")
-    lines += [f"  {label:<44} {metrics[name]:8.2%}" for name, label in LABELS.items() if name in metrics]
+    lines += [f"  {label:<44} {metrics[name]:8.2%}"
+              for name, label in LABELS.items() if name in metrics]
     if "unreadable" in metrics: lines.append(f"{metrics['unreadable']:,} replies name no option")
-    lines += [f"left out: {count:,} × {why}" for why, count in metrics.get("unusable", {}).items()]
+    lines += [f"left out: {count:,} × {why}" for why,
+              count in metrics.get("unusable", {}).items()]
     return "\n".join(lines)
 
 # %% ../nbs/13_evaluation.ipynb #4647281d
@@ -492,7 +505,8 @@ REWRITTEN = { # what surrounds an answer (a regular expression): what it becomes
 def plain_reply(text: str, # what a model wrote
                 ) -> str:
     "Take away what surrounds an answer."
-    for found, instead in REWRITTEN.items(): text = re.sub(found, instead, text, flags=re.I | re.S)
+    for found, instead in REWRITTEN.items(): text = re.sub(found, instead, text,
+                                                           flags=re.I | re.S)
     return text.strip()
 
 # %% ../nbs/13_evaluation.ipynb #38c605a2
@@ -510,7 +524,8 @@ def choice_pattern(form: str,    # with LETTER and X
                    letters: str, # of the options
                    ) -> re.Pattern:
     "Compile a pattern for some letters."
-    return re.compile(form.replace("LETTER", LETTER).replace("X", letters), re.I | re.M | re.X)
+    return re.compile(form.replace("LETTER", LETTER).replace("X", letters),
+                      re.I | re.M | re.X)
 
 def find_letters(text: str,    # what a model wrote, plain
                  form: str,    # as for `choice_pattern`
@@ -558,7 +573,8 @@ def find_written(text: str,          # what a model wrote, plain
     letters = LETTERS[:len(options)]
     alone = [letter for _, letter in find_letters(text, r"^ [^\w?+]* ([X]) [^\w?+]* $", letters)]
     last = text.split("\n")[-1]
-    if len({*alone}) == 1 and re.fullmatch(r"\W*\w\W*", last): return letters.index(alone[0])
+    if len({*alone}) == 1 and re.fullmatch(r"\W*\w\W*",
+                                           last): return letters.index(alone[0])
     said = normalise(text)
     texts = [normalise(plain_reply(option)) for option in options]
     if said in texts: return texts.index(said)
@@ -669,10 +685,12 @@ def read_options(row: dict, # of a benchmark
     columns = [*LETTERS, *(f"{kind}_{letter}" for kind in ("option", "choice") for letter in LETTERS.lower())]
     given = given or [row[name] for name in columns if isinstance(row.get(name), str)]
     if given: return question, [str(option) for option in given if option is not None]
-    before, _, listed = re.sub(r"\n\s*Choices:", "\nOptions:", question).partition("Options:")
+    before, _, listed = re.sub(r"\n\s*Choices:", "\nOptions:",
+                               question).partition("Options:")
     if not listed:
         first = re.search(r"\n\s*\(?A[.):]\s", question)
-        before, listed = (question[:first.start()], question[first.start():]) if first else (question, "")
+        before, listed = (question[:first.start()],
+                          question[first.start():]) if first else (question, "")
     return before.strip(), split_options(listed.strip())
 
 # %% ../nbs/13_evaluation.ipynb #3d1fa404
@@ -747,7 +765,8 @@ def read_choice(row: dict, # of a benchmark such as MMStar, ScienceQA or MMMU
     source = str(row.get("category") or row.get("subject") or "all")
     images = find_images(row)
     question, *options = place_marks([question, *options], len(images))
-    return dict(images=images, question=question, options=options, answer=answer, source=source)
+    return dict(images=images, question=question, options=options, answer=answer,
+                source=source)
 
 # %% ../nbs/13_evaluation.ipynb #9b7a871d
 @dataclass
@@ -787,7 +806,8 @@ def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a 
     for column, feature in rows.features.items():
         stored = Image(decode=False)
         if isinstance(feature, Image): rows = rows.cast_column(column, stored)
-        if isinstance(getattr(feature, "feature", None), Image): rows = rows.cast_column(column, List(stored))
+        if isinstance(getattr(feature, "feature", None),
+                      Image): rows = rows.cast_column(column, List(stored))
     names = [name for name in rows.column_names if "image" not in name]
     numbered = gives_numbers(rows.select_columns(names))
     return Lazy(len(rows), lambda n: read_choice(rows[n], numbered))

@@ -22,7 +22,8 @@ from .model import PREFIXES, VisionLanguageModel, VLMConfig
 from .processor import MOST_PIXELS, Processor, PromptFormat, load_tokenizer
 from .recipe import add_rows
 from .vision import VisionConfig
-from .weights import (LIMITS, NamedTensors, check_value, empty_model, find_folder, load_weights,
+from .weights import (LIMITS, NamedTensors, check_value, empty_model, find_folder,
+                             load_weights,
                              read_config, read_json, read_tensors, section)
 
 # %% ../nbs/17_hub.ipynb #176b69b4
@@ -63,8 +64,10 @@ def nanovlm_config(config: dict, # the content of a nanoVLM config.json
     if missing:
         raise ValueError(f"the nanoVLM config lacks {missing}: it is not complete")
     for cls, names in NANOVLM_SIZES.items():
-        for ours, theirs in names.items(): check_value(theirs, config[theirs], *LIMITS[ours])
-    check_value("mp_pixel_shuffle_factor", config["mp_pixel_shuffle_factor"], *LIMITS["scale_factor"])
+        for ours, theirs in names.items(): check_value(theirs, config[theirs],
+                                                       *LIMITS[ours])
+    check_value("mp_pixel_shuffle_factor", config["mp_pixel_shuffle_factor"],
+                *LIMITS["scale_factor"])
     for name, plain in dict(vit_cls_flag=False, lm_attn_scaling=1.0).items():
         if config.get(name, plain) != plain:
             raise ValueError(f"the nanoVLM config has {name} = {config[name]!r}, the model has "
@@ -108,7 +111,8 @@ def nanovlm_tensors(named: NamedTensors, # from `read_tensors`
     table = "text_model.embed_tokens.weight"
     for name, tensor in named:
         if name == "decoder.rotary_embd.inv_freq": continue # computed, not learnt
-        for pattern, ours in NANOVLM_NAMES.items(): name = re.sub(f"^{pattern}", ours, name)
+        for pattern, ours in NANOVLM_NAMES.items(): name = re.sub(f"^{pattern}", ours,
+                                                                  name)
         if name.endswith("position_embedding.weight"): tensor = tensor[0]
         if name == "lm_head.weight" and tied: name = table # which of the two is in the file is chance
         if name in ("lm_head.weight", table) and new_row: tensor = add_rows(tensor, rows)
@@ -121,10 +125,12 @@ def nanovlm_tensors(named: NamedTensors, # from `read_tensors`
 NANOVLM_FORMATS = {
     "v0.1": PromptFormat(
         before_images="", whole="{square}", after_images="Question:", gap=" ", gap_alone=" ",
-        before_answer=" Answer:", answer_gap="", end="<|endoftext|>", pad="<|endoftext|>"),
+        before_answer=" Answer:", before_next="\n", answer_gap="",
+        end="<|endoftext|>", pad="<|endoftext|>"),
     "v0.2": PromptFormat(
         before_images="<|im_start|>user\n", whole="{square}", gap_alone="", answer_gap="",
-        before_answer="<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>", image="<|image|>")}
+        before_answer="<|im_end|>\n<|im_start|>assistant\n", before_next="\n<|im_start|>user\n",
+        end="<|im_end|>", image="<|image|>")}
 NANOVLM_FORMATS["main"] = replace(
     NANOVLM_FORMATS["v0.2"], whole="<|global_image|>{square}", tile="<row_{row}_col_{column}>{square}",
     row_end="", cut="{whole}{tiles}", number="<image: {n}>")

@@ -91,8 +91,10 @@ def load_image(source, # a path, a URL (64 MiB and 30 seconds at most), bytes, o
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
         return upright_rgb(image)
-    except FileNotFoundError: raise ValueError(f"cannot read image {name!r}: it is not there; check the path") from None
-    except IsADirectoryError: raise ValueError(f"cannot read image {name!r}: it is a folder; give one image in it") from None
+    except FileNotFoundError:
+        raise ValueError(f"cannot read image {name!r}: it is not there; check the path") from None
+    except IsADirectoryError:
+        raise ValueError(f"cannot read image {name!r}: it is a folder; give one image in it") from None
     except Exception as e: # decoders raise errors of any type
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         reason = re.sub(r" <_io\..*?>", "", reason) # an address in memory is no reason, and always another one

@@ -71,7 +71,8 @@ def gguf_tokenizer(file: Path,    # a .gguf file
     if not as_it_is and rule not in DIGITS:
         raise ValueError(f"{file}: tokenizer.ggml.pre is {rule!r}, a way to split words that is not known "
                          "here: give the folder with the model's tokenizer.json and *.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(file.parent,
+                                              gguf_file=file.name).backend_tokenizer
     if as_it_is: return tokenizer
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -257,7 +258,8 @@ class PromptTokenizer:
     def check_tokens(self):
         "Raises ValueError if a special token of the format is missing, or an ordinary token."
         f = self.format
-        fixed = f.before_images + f.images([self.largest_grid], 1) + f.before_answer + f.before_next
+        fixed = f.before_images + f.images([self.largest_grid],
+                                           1) + f.before_answer + f.before_next
         names = sorted({f.pad, f.end, f.image, *re.findall(r"<[^<> ]+>", fixed)})
         numbers = {name: self.tokenizer.token_to_id(name) for name in names}
         places = [name for name in names if name.startswith(("<global-img>", "<row_"))]
@@ -306,7 +308,8 @@ def place_images(questions: list[str], # of a conversation, in their order
     Raises ValueError if there are marks, and not as many as images."""
     for question in questions: check_text(question, "question")
     marks = sum(question.count(MARK) for question in questions)
-    if not marks: return [MARK * count * (n == 0) + question for n, question in enumerate(questions)]
+    if not marks: return [MARK * count * (n == 0) + question
+                          for n, question in enumerate(questions)]
     if marks == count: return questions
     raise ValueError(f"{marks} × {MARK} in {' / '.join(questions)[:60]!r}, for {count} image(s): mark every "
                      "image once, or none; then they stand before the first question")
@@ -315,7 +318,8 @@ def place_images(questions: list[str], # of a conversation, in their order
 def check_history(history: list[tuple[str, str]]): # earlier questions and their answers
     "Raises ValueError if it is no list of pairs of texts, or marks an image in an answer."
     is_list = isinstance(history, (list, tuple))
-    if not is_list or any(not isinstance(turn, (list, tuple)) or len(turn) != 2 for turn in history):
+    if not is_list or any(not isinstance(turn, (list, tuple)) or len(turn) != 2
+                          for turn in history):
         raise ValueError(f"the history is {repr(history)[:80]}: give a list of pairs (question, answer)")
     for question, answer in history:
         check_text(question, "earlier question")
@@ -360,7 +364,8 @@ class TextProcessor(PromptTokenizer):
             text = re.sub(f"^({MARK})+", "", question)
             inside = text.count(MARK)
             first = question.count(MARK) - inside
-            start = self.encode(opening + "".join(left[:first]) + f.after_images, special=True)
+            start = self.encode(opening + "".join(left[:first]) + f.after_images,
+                                special=True)
             yield [*start, *self.turn(text, left[:first], left[first:first + inside])]
             left = left[first + inside:]
             opening = f.before_next
@@ -480,7 +485,8 @@ class Processor(ImageProcessor, TextProcessor):
         if found != config.image_token_id:
             raise ValueError(f"the tokenizer has its image token at {found}, the model at "
                              f"{config.image_token_id}: give the tokenizer of the model's decoder")
-        return cls(tokenizer, image_seq_len=config.image_seq_len, image_size=config.vision_config.image_size,
+        return cls(tokenizer, image_seq_len=config.image_seq_len,
+                   image_size=config.vision_config.image_size,
                    max_length=config.text_config.max_position_embeddings)
 
     @classmethod
@@ -517,7 +523,8 @@ def check_pixel_settings(image: dict, # the image processor's settings
                          "processor of an Idefics3 or SmolVLM checkpoint")
     for name, limits in IMAGE_LIMITS.items():
         value = image.get(name)
-        each = value if isinstance(value, list) and name in ("image_mean", "image_std") else [value]
+        each = value if isinstance(value, list) and name in ("image_mean",
+                                                             "image_std") else [value]
         if len({*map(str, each)}) != 1:
             raise ValueError(f"{name} is {value}: the processor has one number for all three colours")
         if value is not None: check_value(name, each[0], *limits)
@@ -550,7 +557,8 @@ def resizing(image: dict, # the image processor's settings, checked
     check_value("size.longest_edge", edge, Integral, 1, MOST_PIXELS)
     if edge > 64 * side:
         raise ValueError(f"size.longest_edge is {edge}, more than 64 tiles of {side} pixels: lower it")
-    return dict(image_size=side, longest_edge=edge, tiling="idefics3" if splitting else "idefics3-whole")
+    return dict(image_size=side, longest_edge=edge,
+                tiling="idefics3" if splitting else "idefics3-whole")
 
 # %% ../nbs/10_processor.ipynb #f725718f
 def read_format(more: dict, # the content of processor_config.json
@@ -683,7 +691,8 @@ def to_device(model: nn.Module, # its parameters say where to
     return {name: t.to(device, non_blocking=True) for name, t in batch.items()}
 
 # %% ../nbs/10_processor.ipynb #a8627948
-REQUEST = dict(max_new_tokens=(Integral, 1, 10**9), temperature=(Real, 0, 1000), top_k=(Integral, 0, 10**9),
+REQUEST = dict(max_new_tokens=(Integral, 1, 10**9), temperature=(Real, 0, 1000),
+               top_k=(Integral, 0, 10**9),
                top_p=(Real, 0, 1), seed=(Integral, 0, 2**63 - 1)) # kinds and limits of what is asked for
 
 def stream_answer(model: VisionLanguageModel, # asked

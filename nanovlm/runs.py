@@ -120,7 +120,8 @@ def read_holder(text: str, # of a lock file
     "Read who wrote a lock file."
     with suppress(ValueError):
         holder = json.loads(text)
-        if isinstance(holder, dict) and isinstance(holder.get("process"), int): return holder
+        if isinstance(holder, dict) and isinstance(holder.get("process"),
+                                                   int): return holder
     return {}
 
 # %% ../nbs/reference/runs.ipynb #baa95edc
@@ -134,7 +135,8 @@ def only_run(folder: Path | None, # that a run writes to; None = nowhere
         yield
         return
     file = Path(folder, "run.lock")
-    me = dict(process=os.getpid(), machine=platform.node(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
+    me = dict(process=os.getpid(), machine=platform.node(),
+              since=time.strftime("%Y-%m-%d %H:%M:%S"))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text(errors="replace") if file.exists() else ""
@@ -169,7 +171,8 @@ def shard_like(t: Tensor,     # a whole tensor
     "Return `t` on the device of `other`, sliced like it. No process needs another one for it."
     if not hasattr(other, "device_mesh") or t.shape != other.shape: return t.to(other.device)
     from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(t.to(other.device), other.device_mesh, other.placements,
+                             src_data_rank=None)
 
 # %% ../nbs/reference/runs.ipynb #cbfd5729
 def check_finite(tensors: dict[str, Tensor], # by name
@@ -189,7 +192,8 @@ def state_tensors(model: nn.Module,  # perhaps sharded
     """Return weights, optimizer states and the random state. Of a sharded model every process must ask.
 
     Raises ValueError if a number among them is not finite."""
-    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
+    states = {p: state for optimizer in optimizers
+              for p, state in optimizer.state.items()}
     tensors = {"random": torch.get_rng_state()}
     for name, p in model.named_parameters():
         tensors[f"model.{name}"] = full_tensor(p)
@@ -263,8 +267,10 @@ def load_state(file: Path,       # from `state_files`
 
     Raises ValueError if one is missing, of another shape or not finite, before anything has changed."""
     from safetensors import safe_open
-    holder = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    with safe_open(file, "pt") as state: tensors = {name: state.get_tensor(name) for name in state.keys()}
+    holder = {p: o for o in optimizers for group in o.param_groups
+              for p in group["params"]}
+    with safe_open(file, "pt") as state: tensors = {name: state.get_tensor(name)
+                                                    for name in state.keys()}
     check_finite(tensors, f"{file}")
     weights, states = {}, {}
     for name, p in model.named_parameters():
@@ -276,8 +282,10 @@ def load_state(file: Path,       # from `state_files`
         weights[p] = found
         if p not in holder: continue
         prefix = f"optimizer.{name}."
-        stored = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        states[p] = optimizer_state(name, p, stored, STATE_FIELDS[type(holder[p]).__name__], file)
+        stored = {key.removeprefix(prefix): t for key,
+                  t in tensors.items() if key.startswith(prefix)}
+        states[p] = optimizer_state(name, p, stored,
+                                    STATE_FIELDS[type(holder[p]).__name__], file)
     try: torch.set_rng_state(tensors["random"])
     except (KeyError, RuntimeError, TypeError) as e:
         raise ValueError(f"{file} has no random state that fits ({e}): delete it to go "
@@ -314,7 +322,8 @@ def start_tracker(name: str,      # "trackio", "wandb" or "tensorboard"
         raise ValueError(f"the tracker {name!r} is not installed ({e}): pip install "
                          f"{name}, or leave it out") from None
     if name != "tensorboard":
-        return module.init(project="nanovlm", name=Path(folder or "run").name, config=settings).log
+        return module.init(project="nanovlm", name=Path(folder or "run").name,
+                           config=settings).log
     writer = module.SummaryWriter(folder)
     def log(line, step):
         for key, value in line.items(): writer.add_scalar(key, value, step)
@@ -344,7 +353,8 @@ class Log:
     def __call__(self, line: dict): # with "step"
         self.history.append(line)
         if self.file: print(json.dumps(line), file=self.file, flush=True)
-        if self.tracker: self.tracker({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        if self.tracker: self.tracker({k: v for k, v in line.items() if k != "step"},
+                                      step=line["step"])
 
 # %% ../nbs/reference/runs.ipynb #c2c5feb8
 @contextmanager
@@ -353,12 +363,14 @@ def stop_signals(): # -> list of the signals that came
     came = []
     old = {}
     def restore():
-        for number, handler in old.items(): signal.signal(number, handler or signal.SIG_DFL)
+        for number, handler in old.items(): signal.signal(number,
+                                                          handler or signal.SIG_DFL)
     def note(number, frame):
         came.append(number)
         restore()
     try:
-        for number in (signal.SIGTERM, signal.SIGINT): old[number] = signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT): old[number] = signal.signal(number,
+                                                                                   note)
     except ValueError: pass # not in the main thread: leave them as they are
     try: yield came
     finally: restore()

@@ -30,7 +30,8 @@ from .data import Examples, collate
 from .frozen import add_lora, cache_features, merge_lora, merged_copy
 from .model import VisionLanguageModel
 from .processor import Batch, Processor, to_device
-from .runs import (ALONE, Log, Processes, check_finite, device_of, full_tensor, load_state, only_run,
+from .runs import (ALONE, Log, Processes, check_finite, device_of, full_tensor,
+                          load_state, only_run,
                           read_metadata, save_state, shard_model, state_files, state_tensors, stop_signals)
 from .weights import count_parameters, replacing, write_tensors
 
@@ -174,7 +175,8 @@ class Muon(Optimizer):
                 length = lr * max(1, rows / columns) ** 0.5
                 orthogonal = newton_schulz(torch.stack([*together.values()]))
                 for p, update in zip(together, orthogonal):
-                    p.mul_(1 - lr * group["weight_decay"]).sub_(update.view_as(p), alpha=length)
+                    p.mul_(1 - lr * group["weight_decay"]).sub_(update.view_as(p),
+                                                                alpha=length)
 
 # %% ../nbs/12_training.ipynb #084ce225
 TABLES = "embed_tokens", "position_embedding", "lm_head" # rows are looked up; a head is a table read backwards
@@ -183,7 +185,8 @@ def for_muon(name: str,       # of a parameter
              p: nn.Parameter, # the parameter
              ) -> bool:
     "Tell whether Muon takes it: matrices that map vectors to vectors."
-    return p.ndim > 1 and ".lora_" not in name and not any(table in name for table in TABLES)
+    return p.ndim > 1 and ".lora_" not in name and not any(table in name
+                                                           for table in TABLES)
 
 # %% ../nbs/12_training.ipynb #02841af9
 def peak_rate(name: str,           # of a parameter
@@ -272,7 +275,8 @@ def make_scaler(model: nn.Module, # its device and …
 def untouched(model: VisionLanguageModel, # whose first two parts a batch did not use
               ) -> Tensor:                # scalar, 0
     "Return 0 as a sum over the vision encoder and the connector, so that they get gradients (of 0)."
-    return 0 * sum(p.sum() for part in (model.vision_model, model.connector) for p in part.parameters())
+    return 0 * sum(p.sum() for part in (model.vision_model, model.connector)
+                   for p in part.parameters())
 
 # %% ../nbs/12_training.ipynb #3285ee94
 def gather_gradients(model: VisionLanguageModel,  # whose gradients are added to
@@ -332,7 +336,8 @@ def shift_images(images: Tensor, # (images, C, H, W)
     "Move each image at random, up or down and left or right; fill the border with the edge's colours."
     H, W = images.shape[-2:]
     padded = F.pad(images, [most] * 4, mode="replicate")
-    corners = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
+    corners = torch.randint(0, 2 * most + 1, (len(images), 2),
+                            generator=generator).tolist()
     return torch.stack([p[:, y:y + H, x:x + W] for p, (y, x) in zip(padded, corners)])
 
 # %% ../nbs/12_training.ipynb #b0454997
@@ -343,7 +348,8 @@ def stream_of_batches(examples: Examples,  # what to draw from
                       ) -> Source:         # endless; `next` gives a batch, and counts of what is in it
     "Shuffle batches, and move their images at random. Raises ValueError if no row can be used."
     augment = partial(shift_images, most=config.shift) if config.shift else None
-    windows = Windows(examples, config.batch_size, config.pack, config.seed, questions=config.questions,
+    windows = Windows(examples, config.batch_size, config.pack, config.seed,
+                      questions=config.questions,
                       squares=config.pack_squares, augment=augment)
     return Source(windows, config.workers, processes, cursor)
 
@@ -384,7 +390,8 @@ def keep_bad_batch(micro: list[Batch],  # of the step
     text = f"{wrong[0]} holds numbers that are not finite; " if wrong else ""
     if not config.output_dir: return text
     file = Path(config.output_dir, f"bad_batch_{rank}.safetensors")
-    tensors = {f"{n}.{name}": t for n, batch in enumerate(micro) for name, t in batch.items()}
+    tensors = {f"{n}.{name}": t for n, batch in enumerate(micro)
+               for name, t in batch.items()}
     with replacing(file) as tmp: write_tensors(tmp, tensors, {})
     return f"{text}the batch is kept in {file}; "
 
@@ -420,7 +427,8 @@ class Learner:
                              "rates, or look for broken rows") from None
         now = time.perf_counter()
         self.done += 1
-        line = dict(step=self.done, loss=loss, lr=share, grad_norm=norm, seconds=now - self.start)
+        line = dict(step=self.done, loss=loss, lr=share, grad_norm=norm,
+                    seconds=now - self.start)
         line |= describe_step(drawn, now - began, waited, self.processes)
         device = device_of(self.model)
         if device.type == "cuda": line["memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
@@ -479,14 +487,16 @@ class Validated(Learner):
         loss = -self.done
         if self.valid:
             sharing = ALONE if config.shard else self.processes
-            loss = mean_loss(self.model, self.valid, config.batch_size, config.precision, sharing)
+            loss = mean_loss(self.model, self.valid, config.batch_size, config.precision,
+                             sharing)
             if config.shard: self.model.reshard() # after a backward pass it does so by itself
             if not math.isfinite(loss):
                 raise ValueError(f"step {self.done}: the validation loss is {loss}: "
                                  "lower the learning rates, or look for broken rows")
         if loss < self.best and self.folder:
             plain = merged_copy(self.model) # of a sharded model, every process must call this
-            check_finite(dict(plain.named_parameters()), f"the model after step {self.done}")
+            check_finite(dict(plain.named_parameters()),
+                         f"the model after step {self.done}")
             if self.processes.rank == 0:
                 drop_figures(self.folder)
                 plain.save_pretrained(self.folder)
@@ -528,7 +538,8 @@ def facts(model: VisionLanguageModel, # to train
           ) -> dict:                  # by name
     "Say what, beside the settings, must be the same for a run to go on."
     image = {f.name: getattr(processor, f.name) for f in fields(processor) if f.name != "tokenizer"}
-    return dict(rows=len(rows) if hasattr(rows, "__len__") else "a stream", data=fingerprint(rows),
+    return dict(rows=len(rows) if hasattr(rows, "__len__") else "a stream",
+                data=fingerprint(rows),
                 valid_data="none" if valid_rows is None else fingerprint(valid_rows),
                 parameters=count_parameters(model), model=checksum(model.config), processor=checksum(image),
                 tokenizer=checksum(sorted(processor.tokenizer.get_vocab().items())))
@@ -538,13 +549,15 @@ def good_cursor(cursor, # of one process, from a state
                 workers: int, # processes that read for it
                 ) -> bool:
     "Tell whether it says whose turn it is, and for each reader a window and a batch of it, or nothing."
-    if not isinstance(cursor, dict) or not isinstance(cursor.get("cursors"), list): return False
+    if not isinstance(cursor, dict) or not isinstance(cursor.get("cursors"),
+                                                      list): return False
     readers = max(1, workers)
     if len(cursor["cursors"]) != readers or cursor.get("turn") not in range(readers): return False
     pairs = [pair for pair in cursor["cursors"] if pair is not None]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs): return False
     def counts(n): return isinstance(n, int) and n >= 0
-    return all((isinstance(window, dict) or counts(window)) and counts(batch) for window, batch in pairs)
+    return all((isinstance(window, dict) or counts(window)) and counts(batch)
+               for window, batch in pairs)
 
 def wrong_entries(state: dict, # from `read_metadata`, of a run with the same settings
                   ) -> list[str]: # names with their values
@@ -557,10 +570,12 @@ def wrong_entries(state: dict, # from `read_metadata`, of a run with the same se
                 line=isinstance(state.get("line"), dict | None),
                 cursors=isinstance(cursors, list) and len(cursors) == settings.get("processes")
                         and all(good_cursor(c, settings.get("workers", 0)) for c in cursors))
-    return [f"{name} is {str(state.get(name))[:60]}" for name, fine in good.items() if not fine]
+    return [f"{name} is {str(state.get(name))[:60]}"
+            for name, fine in good.items() if not fine]
 
 # %% ../nbs/12_training.ipynb #341e16bf
-MAY_DIFFER = ("output_dir", "progress", "resume", "overwrite", "tracker", "keep_states", "save_every",
+MAY_DIFFER = ("output_dir", "progress", "resume", "overwrite", "tracker", "keep_states",
+              "save_every",
               "valid_every")
 
 def find_state(config: TrainConfig, # of the run
@@ -579,7 +594,8 @@ def find_state(config: TrainConfig, # of the run
                          "before")
     differ = {name for name in settings | then if settings.get(name) != then.get(name)} - {*MAY_DIFFER}
     if settings["steps"] > then.get("steps", 0): differ -= {"steps"}
-    changes = [f"{n} is {settings.get(n)!r} and was {then.get(n)!r}" for n in sorted(differ)]
+    changes = [f"{n} is {settings.get(n)!r} and was {then.get(n)!r}"
+               for n in sorted(differ)]
     if "steps" in differ: changes.append("a run can be made longer, not shorter")
     if changes:
         raise ValueError(f"{latest} is of a run with other settings: "
@@ -600,7 +616,8 @@ class Resumable(Validated):
 
     def save(self):
         "Write all that is needed to go on from here. Raises ValueError if a number of it is not finite."
-        state = dict(step=self.done, best=self.best, settings=self.settings, line=self.line,
+        state = dict(step=self.done, best=self.best, settings=self.settings,
+                     line=self.line,
                      scaler=self.scaler.state_dict(), cursors=self.processes.gather(self.source.cursor))
         tensors = state_tensors(self.model, self.optimizers)
         if self.processes.rank > 0: return
@@ -639,7 +656,8 @@ class Training(Resumable):
         self.lay_out(model, config, processes, valid)
         cursor = state["cursors"][processes.rank] if state else None
         source = stream_of_batches(self.examples, config, processes, cursor)
-        super().__init__(model, source, config, processes, processor=processor, valid=valid,
+        super().__init__(model, source, config, processes, processor=processor,
+                         valid=valid,
                          settings=settings)
         if state: self.restore(state)
         self.log = Log(None)
@@ -666,7 +684,8 @@ class Training(Resumable):
         "Begin the log, or go on with it."
         if self.folder and not state:
             for file in state_files(self.folder): file.unlink()
-        self.log = Log(self.folder, self.config.tracker, self.settings, self.done, self.line)
+        self.log = Log(self.folder, self.config.tracker, self.settings, self.done,
+                       self.line)
 
 # %% ../nbs/12_training.ipynb #f1a90831
 @contextlib.contextmanager
@@ -697,7 +716,8 @@ def train(model: VisionLanguageModel,    # changed in place
     with only_run(mine or None), plain_afterwards(model, config), stop_signals() as came, watch_workers():
         run = Training(model, processor, rows, config, valid_rows, about)
         first = run.processes.rank == 0
-        bar = tqdm(range(run.done, config.steps), initial=run.done, total=config.steps, unit="step",
+        bar = tqdm(range(run.done, config.steps), initial=run.done, total=config.steps,
+                   unit="step",
                    mininterval=0.5, disable=not (config.progress and first))
         model.train()
         for _ in bar:

@@ -100,7 +100,8 @@ def check_value(name: str,     # of the field, for the message
     "Raises ValueError if a value is of another kind, NaN, or outside its limits."
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if fits and (low is None or low <= value <= high): return
-    words = {Integral: "a whole number", Real: "a number", bool: "true or false", str: "a text"}
+    words = {Integral: "a whole number", Real: "a number", bool: "true or false",
+             str: "a text"}
     wanted = words.get(kind, kind.__name__)
     if kind in (Integral, Real) and low is not None: wanted += f" from {low:,} to {high:,}"
     raise ValueError(f"{name} is {repr(value)[:40]}, and must be {wanted}: correct it, or get the file "
@@ -113,7 +114,8 @@ def check_limits(config,    # a config dataclass
     for f in fields(config):
         value = getattr(config, f.name)
         given = value is not None or f.default is not None # None may mean: computed from others
-        if f.name in LIMITS and given: check_value(f"{part}: {f.name}", value, *LIMITS[f.name])
+        if f.name in LIMITS and given: check_value(f"{part}: {f.name}", value,
+                                                   *LIMITS[f.name])
 
 # %% ../nbs/reference/weights.ipynb #2cf3fef2
 LLAMA = dict( # what is left out in the file of a Llama
@@ -123,7 +125,8 @@ DECODERS = { # model_type of the decoders that are computed: what is left out in
     None: LLAMA, "llama": LLAMA,
     "mistral": LLAMA | dict(intermediate_size=14_336, num_key_value_heads=8, sliding_window=4096,
                             max_position_embeddings=131_072)}
-SIGLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+SIGLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+              num_attention_heads=12,
               image_size=224, patch_size=16, num_channels=3, layer_norm_eps=1e-6)
 ENCODERS = dict.fromkeys([None, "siglip", "siglip_vision_model"], SIGLIP) # the same for encoders
 ENCODERS |= dict.fromkeys(["idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"],
@@ -158,7 +161,8 @@ def fill_in(config: dict,   # entries of a file
             ) -> dict:      # both
     "Add what a file leaves out. Raises ValueError if the heads of another width are: no shape would tell."
     for name in defaults.keys() - {"num_key_value_heads", "sliding_window"}: # those may say: none
-        if config.get(name, 0) is None: check_value(f"{part}: {name}", None, *LIMITS[name])
+        if config.get(name, 0) is None: check_value(f"{part}: {name}", None,
+                                                    *LIMITS[name])
     width = config.get("hidden_size", defaults["hidden_size"])
     if "num_attention_heads" in config or width == defaults["hidden_size"]: return defaults | config
     raise ValueError(f"{part}: num_attention_heads is left out, and hidden_size {width!r} does not tell it: "
@@ -167,7 +171,8 @@ def fill_in(config: dict,   # entries of a file
 def encoder_sizes(config: dict, # SigLIP's config.json, or the vision_config in it
                   ) -> dict:    # the entries of the encoder
     "Pick the encoder's entries. Raises ValueError if it is not SigLIP's."
-    if "vision_config" in config: check_model_type(config, ENCODERS, "vision", "text_config")
+    if "vision_config" in config: check_model_type(config, ENCODERS, "vision",
+                                                   "text_config")
     config = section(config, "vision_config") or config
     check_model_type(config, ENCODERS, "vision", "text_config")
     activation = config.get("hidden_act", "gelu_pytorch_tanh")
@@ -198,7 +203,8 @@ def decoder_sizes(config: dict, # a Llama config.json, or the text_config of a V
     "Pick the decoder's entries. Raises ValueError if it computes something else than Llama."
     check_model_type(config, DECODERS, "text", "vision_config")
     config = fill_in(config, DECODERS[config.get("model_type")], "text")
-    left_out = dict(num_key_value_heads=config["num_attention_heads"], rope_theta=10_000.0)
+    left_out = dict(num_key_value_heads=config["num_attention_heads"],
+                    rope_theta=10_000.0)
     given = {name: value for name, value in config.items() if value is not None}
     config = left_out | given | plain_rope(config)
     for name, plain in PLAIN.items():
@@ -366,7 +372,8 @@ def load_weights(model: nn.Module,         # made on the meta device: no memory 
 class NoInit(TorchFunctionMode):
     "Context in which constructors skip random initialisation."
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"): return
+        if getattr(function, "__name__", "") in ("normal_", "uniform_",
+                                                 "kaiming_uniform_"): return
         return function(*args, **kwargs or {})
 
 def empty_model(cls: type, # VisionModel, LanguageModel or VisionLanguageModel
@@ -445,7 +452,8 @@ def write_tensors(file: Path,                 # the file to be written
     "Write a safetensors file. Raises OSError if the disk is full, as for any other file."
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    try: save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file, metadata=metadata)
+    try: save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file,
+                   metadata=metadata)
     except SafetensorError as e:
         raise OSError(f"{file} cannot be written ({e}): make room on the disk; what was saved before "
                       "is still there") from None

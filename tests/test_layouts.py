@@ -522,7 +522,8 @@ def test_a_file_damaged_inside_is_one_line(tmp_path):
     data = bytearray(file.read_bytes())
     data[200:2000] = bytes(1800)
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="cannot read .*shapes/train-0.parquet .Corrupt") as caught: load_data(str(tmp_path))
+    with pytest.raises(ValueError, match="cannot read .*shapes/train-0.parquet .Corrupt") as caught:
+        load_data(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 def test_a_column_twice_is_refused(tmp_path):
@@ -540,8 +541,10 @@ def test_an_empty_file_changes_nothing(tmp_path, streaming):
     assert answers(load_data(str(tmp_path), streaming=streaming)) == ["2"]
 
 @pytest.mark.parametrize("header, mend", [
-    ("image,question,answer", "not 'file_name': rename 'image'"), ("file_name,prompt,answer", "not 'question': rename 'prompt'"),
-    ("file_name,question,label", "not 'answer': rename 'label'"), ("file_nmae,question,answer", "rename 'file_nmae'"),
+    ("image,question,answer", "not 'file_name': rename 'image'"),
+    ("file_name,prompt,answer", "not 'question': rename 'prompt'"),
+    ("file_name,question,label", "not 'answer': rename 'label'"),
+    ("file_nmae,question,answer", "rename 'file_nmae'"),
     ("file_name;question;answer", "put commas between columns"), ("a,b,c", "not 'file_name': add it")])
 def test_a_header_that_does_not_fit_says_what_to_do(tmp_path, header, mend):
     table(tmp_path)
@@ -559,22 +562,27 @@ def test_pictures_in_no_table_are_told(tmp_path, capsys):
     assert "pictures in" in said and "they are not used" in said
 
 @pytest.mark.parametrize("name, error, message", [
-    (None, ValueError, "the data set is None"), ("", ValueError, "the data set is ''"), (3, ValueError, "is 3"),
+    (None, ValueError, "the data set is None"), ("", ValueError, "the data set is ''"),
+    (3, ValueError, "is 3"),
     ("easyvqa", FileNotFoundError, "did you mean 'easy-vqa'"), ("easy-vqa:x", FileNotFoundError, "easy-vqa"),
-    ("./nothing", FileNotFoundError, "an existing folder"), ("a/b/c", FileNotFoundError, "no data set 'a/b/c'")], ids=str)
+    ("./nothing", FileNotFoundError, "an existing folder"),
+    ("a/b/c", FileNotFoundError, "no data set 'a/b/c'")], ids=str)
 def test_a_name_that_is_none_is_refused(name, error, message):
     with pytest.raises(error, match=message): load_data(name)
 
 def test_a_table_has_no_subsets(tmp_path):
     table(tmp_path)
     (tmp_path / "metadata.csv").write_text(f"{HEADER}\n0.png,what?,a")
-    with pytest.raises(ValueError, match="has no subsets: leave ':shapes' out"): load_data(f"{tmp_path}:shapes")
+    with pytest.raises(ValueError, match="has no subsets: leave ':shapes' out"):
+        load_data(f"{tmp_path}:shapes")
 
 @pytest.mark.parametrize("row, reason", [
-    (None, "a row is 'None'"), ("row", "a row is 'row'"), (dict(texts=[]), "no questions"), (dict(images=[]), "no questions"),
+    (None, "a row is 'None'"), ("row", "a row is 'row'"),
+    (dict(texts=[]), "no questions"), (dict(images=[]), "no questions"),
     (dict(images=[], texts="why?"), "no list"), (dict(images=Image.new("RGB", (8, 8)), texts=[]), "no list"),
     (dict(images=[], texts=["why?"]), "a turn is 'why"), (dict(images=[3], texts=[TURN]), "cannot read image"),
-    (dict(images=[], texts=[TURN | dict(user=" ")]), "question is empty"), (dict(images=[], texts=[TURN | dict(assistant=" ")]), "answer is empty")],
+    (dict(images=[], texts=[TURN | dict(user=" ")]), "question is empty"),
+    (dict(images=[], texts=[TURN | dict(assistant=" ")]), "answer is empty")],
     ids=str)
 def test_a_row_of_any_form_is_counted(processor, row, reason):
     example, unusable = make_example(row, processor)

@@ -140,7 +140,8 @@ BAD = [row(1), row(2) | dict(texts=None), row(3) | dict(texts=[]), row(4) | dict
        row(6) | dict(images=None), row(7) | dict(images=[None]),
        row(8) | dict(images=[dict(bytes=None, path=None)]),
        row(9) | dict(images=[dict(bytes=b"no", path=None)]),
-       row(10) | dict(images=[dict(bytes=None, path="/none.png")]), row(11, texts=[turn("is <image> like <image>?")]),
+       row(10) | dict(images=[dict(bytes=None, path="/none.png")]),
+       row(11, texts=[turn("is <image> like <image>?")]),
        row(12) | dict(images=[dict(bytes=png(12, (300, 300))[:-40], path=None)]), row(13)]
 
 @pytest.mark.parametrize("streaming", [False, True])
