@@ -422,6 +422,18 @@ def test_readers_of_fewer_rows_than_a_window_take_turns(folder, processor, reade
                                readers=readers))
         assert [next(windows)["samples"] for _ in range(3)] == [30, 30, 30]
 
+def test_workers_that_are_spawned_read_the_same(folder, processor):
+    "As they are on macOS and Windows: each gets a pickled copy of the stream."
+    def batches():
+        windows = Windows(Examples(in_schema(stream(folder, "few"), "few"), processor), 8, questions=1)
+        source = Source(windows, workers=1)
+        return [next(source)["batch"] for _ in range(3)]
+    usual = multiprocessing.get_start_method()
+    here = batches()
+    multiprocessing.set_start_method("spawn", force=True)
+    try: assert all(map(same, batches(), here))
+    finally: multiprocessing.set_start_method(usual, force=True)
+
 def test_a_run_on_few_rows_with_two_workers(folder, model, processor):
     config = TrainConfig(**QUIET, steps=3, batch_size=64, workers=2)
     assert [line["samples"] for line in train(model, processor, stream(folder, "few"), config)] == [
