@@ -249,8 +249,12 @@ def fingerprint(rows,        # Dataset or stream in The Cauldron's schema
     "Give a checksum of rows that are spread evenly over the data, or of the first row of a stream."
     if hasattr(rows, "__len__"): some = [rows[i] for i in range(0, len(rows), max(1, len(rows) // most))]
     else: some = [*itertools.islice(rows, 1)]
-    held = [(row["texts"], len(row["images"] or ()), *filter(None, [row.get("dialogue")]))
-            for row in some]
+    def content(row): # texts, and how many images
+        if not isinstance(row, dict): return row
+        images = row.get("images") or ()
+        count = len(images) if isinstance(images, (list, tuple)) else 1
+        return row.get("texts"), count, *["dialogue"] * bool(row.get("dialogue"))
+    held = [content(row) for row in some]
     return f"{zlib.crc32(repr(held).encode()):08x}"
 
 # %% ../nbs/reference/batches.ipynb #3ed25f1b

@@ -202,7 +202,7 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
         rows = rows.select_columns([name for name in ("texts", "dialogue") if name in rows.column_names])
     asked = []
     for n, row in enumerate(rows):
-        turns = row.get("texts")
+        turns = row.get("texts") if isinstance(row, dict) else None
         history = []
         if not turns: unusable.setdefault((n, None), "the row has no questions")
         for k, turn in enumerate(turns or []):

@@ -707,7 +707,7 @@ def stream_answer(model: VisionLanguageModel, # asked
     check_history(history)
     for asked in (*(earlier for earlier, _ in history), question): check_question(asked)
     for name, value in (("max_new_tokens", max_new_tokens), *kwargs.items()):
-        if name in REQUEST: check_value(name, value, *REQUEST[name])
+        if name in REQUEST: check_value(name, value, *REQUEST[name], mend="ask with another")
     batch = to_device(model, processor(image, question, history))
     length = batch["input_ids"].shape[1]
     room = min(max_new_tokens, processor.max_length - length)

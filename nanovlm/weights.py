@@ -96,7 +96,8 @@ def check_value(name: str,     # of the field, for the message
                 value: object, # what it holds
                 kind: type,    # Integral, Real, bool, str …
                 low=None,      # smallest allowed value; None = any
-                high=None):    # largest allowed value, likewise
+                high=None,     # largest allowed value, likewise
+                mend: str="correct it, or get the file again"): # what to do, for the message
     "Raises ValueError if a value is of another kind, NaN, or outside its limits."
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if fits and (low is None or low <= value <= high): return
@@ -104,8 +105,7 @@ def check_value(name: str,     # of the field, for the message
              str: "a text"}
     wanted = words.get(kind, kind.__name__)
     if kind in (Integral, Real) and low is not None: wanted += f" from {low:,} to {high:,}"
-    raise ValueError(f"{name} is {repr(value)[:40]}, and must be {wanted}: correct it, or get the file "
-                     "again")
+    raise ValueError(f"{name} is {repr(value)[:40]}, and must be {wanted}: {mend}")
 
 def check_limits(config,    # a config dataclass
                  part: str, # its name, for the message
