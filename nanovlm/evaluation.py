@@ -471,7 +471,8 @@ def report(metrics: dict, # from `evaluate` or `evaluate_choices`
     lines = []
     for label, found in scores.items():
         low, high = found["interval"]
-        about = f" about {found['images']:,} images" if "images" in found else ""
+        images = found.get("images") # that several questions share
+        about = f" about {images:,} image{'s'[:images != 1]}" if images else ""
         lines.append(f"{label:<{width}} {found['accuracy']:8.2%}   95 % interval {low:.2%} – {high:.2%}   "
                      f"{found['count']:,} questions{about}")
     lines.append("without the right image:")
