@@ -22,7 +22,7 @@ from .sources import * # whoever works with data needs to know one module, this 
 # %% ../nbs/11_data.ipynb #d61d68d4
 def picture_keys(row: dict, # in The Cauldron's schema
                  ) -> tuple[str]: # a checksum of each image's file; without images, one of the texts
-    "Compute what a row shows, by which repeats are known. A file that cannot be read goes by its name."
+    "Compute by what repeats are known. A file that cannot be read goes by its name."
     def content(image):
         if isinstance(image, dict): image = image.get("bytes") or image.get("path")
         if hasattr(image, "tobytes"): return repr(image.size).encode() + image.tobytes() # a PIL image
@@ -39,7 +39,7 @@ def hold_out(rows,         # Dataset in The Cauldron's schema
              most: int,    # rows
              seed: int,    # of the choice
              ):            # -> training rows, validation rows
-    "Choose images to hold out, at random. Raises ValueError if no row would be left to learn from."
+    "Choose images to hold out, at random. Raises ValueError if no row would be left ."
     numbers = {} # what is shown: numbers of the rows that show it
     for n, row in enumerate(rows): numbers.setdefault(picture_keys(row), []).append(n)
     shown = [*numbers]
@@ -93,7 +93,7 @@ def split_rows(rows,              # Dataset or stream in The Cauldron's schema
                ):                 # -> training rows, validation rows
     """Hold images out, to choose the checkpoint by: none of them is also learnt.
 
-    Raises ValueError if the share is not from 0 to below 1, or no row would be left to learn from."""
+    Raises ValueError if the share is not from 0 to below 1, or no row would be left."""
     if not 0 <= share < 1:
         raise ValueError(f"a share of {share} cannot be held out: give 0 (nothing) to "
                          "below 1, such as 0.05")
@@ -106,7 +106,9 @@ def split_rows(rows,              # Dataset or stream in The Cauldron's schema
 # %% ../nbs/11_data.ipynb #96528dbf
 def read_turn(turn: dict | None, # user, assistant
               ) -> tuple[str, str]: # question, with images that it begins or ends with before it; answer
-    "Read a turn. Raises ValueError if a text is none, empty or half a letter, or the answer has `<image>`."
+    """Read a turn.
+
+    Raises ValueError if a text is none, empty or half a letter, or the answer has `<image>`."""
     if not isinstance(turn, dict | None):
         raise ValueError(f"a turn is {str(turn)[:60]!r}: give user and assistant")
     question, answer = ((turn or {}).get(name) for name in ("user", "assistant"))
@@ -162,7 +164,8 @@ def read_dialogue(texts: list,          # as for `read_questions`
                                  "dialogue up to this turn is longer: it ends before it")
             turns.append((turn, answer))
     except ValueError as error: unusable[len(turns)] = str(error)
-    for n in range(len(turns), len(texts)): unusable.setdefault(n, "the dialogue ended before this turn")
+    for n in range(len(turns), len(texts)):
+        unusable.setdefault(n, "the dialogue ended before this turn")
     shown = itertools.accumulate(turn.count(processor.image_token_id)
                                  for turn, _ in turns)
     squares = [tokens // processor.image_seq_len for tokens in shown]
@@ -171,9 +174,10 @@ def read_dialogue(texts: list,          # as for `read_questions`
 # %% ../nbs/11_data.ipynb #4fbdb4ed
 def make_example(row: dict,            # in The Cauldron's schema
                  processor: Processor, # makes pixels and tokens of it
-                 ) -> tuple[dict | None, dict]: # the example; number of a question (None = the row): why not usable
-    "Make pixel_values (images, 3, H, W), and what `read_questions` or `read_dialogue` make."
-    if not isinstance(row, dict): return None, {None: f"a row is {str(row)[:60]!r}: give images and texts"}
+                 ) -> tuple[dict | None, dict]: # the example, its pixels (images, 3, H, W); number of a question (None = the row): why not usable
+    "Make pixel_values, and what `read_questions` or `read_dialogue` make."
+    if not isinstance(row, dict):
+        return None, {None: f"a row is {str(row)[:60]!r}: give images and texts"}
     images, texts = row.get("images") or [], row.get("texts") or []
     if not isinstance(images, list) or not isinstance(texts, list):
         return None, {None: "images or texts are no list: put what stands there into one"}
@@ -225,7 +229,7 @@ def choose_turns(example: dict,  # from `Examples`
                  questions: int, # drawn, at most
                  generator: torch.Generator=None, # source of randomness
                  ) -> list[int]: # their numbers
-    "Draw questions that share a prefix, or a single one if they share none. A dialogue keeps all turns."
+    "Draw questions that share a prefix, or one if they share none. A dialogue keeps all turns."
     count = len(example["turns"])
     if "squares" in example: return [*range(count)]
     most = questions if example["prefix"] else 1
@@ -278,7 +282,7 @@ def may_look(segment: Tensor, # (B, T) of each token within its sample: 0 = pref
 def stack(rows: list[list[dict]], # for each row the samples in it, from `draw`
           pad_token_id: int=0,    # fills short rows
           ) -> Batch:             # input_ids, labels, position_ids (B, T), attention_mask (B, 1, T, T), pixel_values
-    "Make a batch in which no sample sees another, and no question of a sample another question."
+    "Make a batch in which no sample sees another, and no question another of its sample."
     T = max(sum(len(s["ids"]) for s in row) for row in rows)
     def table(values_of, fill): # values_of(n, sample): a value for each token of a row's n-th sample
         out = np.full((len(rows), T), fill)
@@ -312,7 +316,7 @@ def pack(samples: list[dict], # from `draw`
          length: int,         # tokens a row has room for
          images: int=None,    # squares a row has room for; None = any number
          ) -> list[list[dict]]: # rows, for `stack`
-    """Lay samples end to end into few rows: the longest first, each where it leaves the least room.
+    """Lay samples end to end into few rows: the longest first, each where it fits best.
 
     This is best-fit decreasing. Raises ValueError if a sample is longer than a row."""
     rows = []
@@ -322,7 +326,8 @@ def pack(samples: list[dict], # from `draw`
         if tokens > length:
             raise ValueError(f"a sample has {tokens} tokens, a row has room for "
                              f"{length}: give draw the same length, or raise it")
-        def fits(row): return row["room"] >= tokens and (images is None or row["squares"] + squares <= images)
+        def fits(row):
+            return row["room"] >= tokens and (images is None or row["squares"] + squares <= images)
         row = min(filter(fits, rows), key=lambda row: row["room"], default=None)
         if row is None:
             row = dict(room=length, squares=0, samples=[])

@@ -49,7 +49,7 @@ def from_questions(questions, # of (image path, question, answer, source), and a
 # %% ../nbs/reference/sources.ipynb #2ec1dd09
 def easy_vqa(split: str="train", # "train": 4,000 images and 38,575 questions; "test": 1,000 and 9,673
              ):                  # -> Dataset in The Cauldron's schema; `source` holds the kind of question
-    """Load easy-VQA, coloured shapes on 64 × 64 pixels, from the PyPI package of that name.
+    """Load easy-VQA, coloured shapes on 64 × 64 pixels, from its PyPI package.
 
     Raises ValueError if it has no such split."""
     import easy_vqa
