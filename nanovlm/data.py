@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .processor import MARK, Batch, Processor, check_text
-from .sources import * # whoever works with data needs to know one module, this one
+from .sources import * # so that all of it can be imported from nanovlm.data, reading included
 
 # %% ../nbs/11_data.ipynb #d61d68d4
 def picture_keys(row: dict, # in The Cauldron's schema
@@ -39,7 +39,7 @@ def hold_out(rows,         # Dataset in The Cauldron's schema
              most: int,    # rows
              seed: int,    # of the choice
              ):            # -> training rows, validation rows
-    "Choose images to hold out, at random. Raises ValueError if no row would be left ."
+    "Choose images to hold out, at random. Raises ValueError if no row would be left."
     numbers = {} # what is shown: numbers of the rows that show it
     for n, row in enumerate(rows): numbers.setdefault(picture_keys(row), []).append(n)
     shown = [*numbers]
@@ -117,11 +117,11 @@ def read_turn(turn: dict | None, # user, assistant
             raise ValueError(f"the {name} is missing (null): fill it in, or leave it out")
         check_text(text, name)
         if not text.replace(MARK, "").strip():
-            raise ValueError(f"the {name} is empty ({text!r}): fill it in, or leave it "
-                             "out")
+            raise ValueError(f"the {name} is empty ({text!r}): "
+                             "fill it in, or leave it out")
     if MARK in answer:
-        raise ValueError(f"the answer holds {MARK}: images stand in questions; take it "
-                         "out")
+        raise ValueError(f"the answer holds {MARK}: images stand in questions; "
+                         "take it out")
     for marks in r"^(\s*<image>\s*)+", r"(\s*<image>\s*)+$":
         bare = re.sub(marks, "", question)
         if MARK not in bare: return MARK * question.count(MARK) + bare, answer

@@ -102,8 +102,8 @@ def files_of_split(files: list[Path],   # of one data set
     if not named: return files if split is None or KINDS.get(split) == "train" else []
     if unnamed:
         raise ValueError(f"{unnamed[0]} names no split, and files beside it name "
-                         f"{', '.join(named)}: put train, validation or test into its "
-                         "name")
+                         f"{', '.join(named)}: "
+                         "put train, validation or test into its name")
     if split is None:
         raise ValueError(f"{folder} has the splits {', '.join(named)}: say which")
     if split in named: return [file for file in files if words[file] == split]
@@ -171,8 +171,8 @@ def read_answers(row: dict,  # of a table: answer, or answers
         if isinstance(value, dict) and "answer" in value: value = value["answer"] # VQA's own form
         if isinstance(value, bool): return str(value).lower()
         if value is None or isinstance(value, str): return value
-        raise ValueError(f"the answer {str(value)[:80]!r} is no text: give a text, or a "
-                         "list of texts")
+        raise ValueError(f"the answer {str(value)[:80]!r} is no text: "
+                         "give a text, or a list of texts")
     answer = row.get("answer")
     answers = row.get("answers") if not isinstance(answer, list) else answer
     if isinstance(answers, str) and answers.startswith("["): answers = json.loads(answers)
@@ -208,8 +208,8 @@ def check_header(columns: list[str], # of a table
     others = [name for name in columns if PICTURES.fullmatch(name)]
     if others:
         raise ValueError(f"the metadata in {table} names pictures in {others}, and only "
-                         "those of file_name are shown: take the column away, or rename "
-                         "it if it holds none")
+                         "those of file_name are shown: "
+                         "take the column away, or rename it if it holds none")
 
 # %% ../nbs/reference/sources.ipynb #4317c0e7
 def read_one_table(table: Path,   # a metadata.csv or metadata.jsonl
@@ -218,8 +218,7 @@ def read_one_table(table: Path,   # a metadata.csv or metadata.jsonl
     try: rows = read_csv(table) if table.suffix == ".csv" else read_jsonl(table)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"cannot read the metadata in {table} ({error}): save it as "
-                         "UTF-8 text with the columns file_name, question, "
-                         "answer") from None
+                         "UTF-8 text with the columns file_name, question, answer") from None
     if not rows:
         raise ValueError(f"cannot read the metadata in {table} (it has no row): add one")
     check_header([*dict.fromkeys(name for row in rows for name in row)], table)
@@ -377,11 +376,11 @@ def check_types(schema,      # as for `check_columns`
     def refuse(name, mend):
         raise ValueError(f"{source}: {name!r} is {schema.field(name).type}{mend}")
     images, turn = inside("images"), inside("texts")
-    if not is_picture(images) and str(images) not in ("null", "binary", "large_binary",
-                                                      "string"):
+    stored_as = "null", "binary", "large_binary", "string" # if not as a picture
+    if not is_picture(images) and str(images) not in stored_as:
         refuse("images", ": give a list of images")
-    if "dialogue" in schema.names and str(schema.field("dialogue").type) not in ("bool",
-                                                                                 "null"):
+    dialogue = str(schema.field("dialogue").type) if "dialogue" in schema.names else "null"
+    if dialogue not in ("bool", "null"):
         refuse("dialogue", ": give true or false for each row, or rename the column")
     for name in (f"{name}_ratings" for name in RATINGS):
         if name not in schema.names: continue
@@ -482,8 +481,8 @@ def find_subsets(folder: str,  # or a hub name
         try: names = get_dataset_config_names(folder)
         except ConnectionError as error:
             raise FileNotFoundError(f"{folder!r} is no folder here, and the hub cannot "
-                                    f"be reached ({error}): check the name and the "
-                                    "network") from None
+                                    f"be reached ({error}): "
+                                    "check the name and the network") from None
         return {name: dict(path=folder, name=name, split=split or "train")
                 for name in names}
     subsets = {}
@@ -500,8 +499,8 @@ def split_files(folder: str,       # with Parquet files
 
     Raises FileNotFoundError if there is no Parquet file, ValueError if none is of it."""
     if not subset_files(folder):
-        raise FileNotFoundError(f"no Parquet file in {folder}: give a folder that holds "
-                                "some, or a hub name")
+        raise FileNotFoundError(f"no Parquet file in {folder}: "
+                                "give a folder that holds some, or a hub name")
     files = [file for subset in find_subsets(folder, split).values()
              for file in subset["data_files"]]
     if files: return files
@@ -621,8 +620,8 @@ def load_files(path: str,  # as for `datasets.load_dataset`
     except DatasetGenerationError as error:
         reason = str(error.__cause__ or error).splitlines()[0][:200]
         names = ", ".join(map(str, options.get("data_files", [path])))
-        raise ValueError(f"cannot read {names[:200]} ({reason}): copy or write it "
-                         "again") from None
+        raise ValueError(f"cannot read {names[:200]} ({reason}): "
+                         "copy or write it again") from None
 
 # %% ../nbs/reference/sources.ipynb #2aa55bed
 def open_subset(name: str,        # of the subset
@@ -758,8 +757,8 @@ def is_mixture(name: str, # as for `open_data`, but not easy-VQA
         raise ValueError(f"{folder} holds {tables[0].name} and {shards[0].name}: keep "
                          "tables with images and Parquet files in folders of their own")
     if colon and tables:
-        raise ValueError(f"{folder} holds {tables[0].name}, which has no subsets: leave "
-                         f"{colon + wanted!r} out")
+        raise ValueError(f"{folder} holds {tables[0].name}, which has no subsets: "
+                         f"leave {colon + wanted!r} out")
     return bool(shards)
 
 # %% ../nbs/reference/sources.ipynb #6bd909ff
@@ -772,8 +771,8 @@ def open_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or 
 
     Raises FileNotFoundError if it can be none of them, ValueError as the others do."""
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"the data set is {name!r}: give a name, such as 'easy-vqa', or "
-                         "a folder")
+        raise ValueError(f"the data set is {name!r}: "
+                         "give a name, such as 'easy-vqa', or a folder")
     if name == "easy-vqa": rows = easy_vqa(split or "train")
     elif is_mixture(name): return open_mixture(name, split, turns=turns, **options)
     else: rows = image_folder(name, split)
