@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'TABLES', 'PICTURES', 'ALIASES', 'TURNS', 'RATINGS', 'cauldron_features', 'from_questions',
-           'easy_vqa', 'bare', 'split_word', 'files_of_split', 'visible_files', 'repeated', 'read_csv', 'read_jsonl',
-           'read_answers', 'check_header', 'read_one_table', 'splits_of_rows', 'read_table', 'note_unlisted',
-           'image_folder', 'what_turns_are', 'set_turns', 'good_turns', 'is_picture', 'picture_columns', 'check_types',
-           'check_columns', 'has_answers', 'in_schema', 'subset_files', 'check_hub_name', 'find_subsets', 'split_files',
-           'pick_split', 'read_weights', 'choose_subsets', 'usable_files', 'Part', 'load_files', 'open_subset',
-           'open_mixture', 'mix', 'answer_length', 'describe_mixture', 'mixture_table', 'is_mixture', 'open_data',
-           'load_data']
+           'easy_vqa', 'kind_of', 'bare', 'split_word', 'files_of_split', 'visible_files', 'repeated', 'read_csv',
+           'read_jsonl', 'read_answers', 'check_header', 'read_one_table', 'splits_of_rows', 'read_table',
+           'note_unlisted', 'image_folder', 'what_turns_are', 'set_turns', 'good_turns', 'is_picture',
+           'picture_columns', 'check_types', 'check_columns', 'has_answers', 'in_schema', 'subset_files',
+           'check_hub_name', 'find_subsets', 'split_files', 'pick_split', 'read_weights', 'choose_subsets',
+           'usable_files', 'Part', 'load_files', 'open_subset', 'open_mixture', 'mix', 'answer_length',
+           'describe_mixture', 'mixture_table', 'is_mixture', 'open_data', 'load_data']
 
 # %% ../nbs/reference/sources.ipynb #4bcbe554
 import csv, difflib, itertools, json, os, re, sys
@@ -67,6 +67,12 @@ SPLITS = dict(train=("train", "training"), test=("test", "testing"),
               validation=("validation", "valid", "val", "dev", "eval", "evaluation"))
 KINDS = {word: kind for kind, words in SPLITS.items() for word in words}
 
+def kind_of(split: str | None, # in any spelling
+            ) -> str | None:   # a key of SPLITS; what is no word of KINDS stays as it is
+    "Tell which split a word means."
+    return KINDS.get(str(split), split)
+
+# %% ../nbs/reference/sources.ipynb #08a7c7a7
 def bare(part: str, # name of a folder, as split=train or val2014
          ) -> str:
     "Take away what stands around the word for a split."
@@ -99,7 +105,7 @@ def files_of_split(files: list[Path],   # of one data set
     words = {file: split_word(file, folder) for file in files}
     named = sorted({word for word in words.values() if word})
     unnamed = [file for file, word in words.items() if not word]
-    if not named: return files if split is None or KINDS.get(split) == "train" else []
+    if not named: return files if split is None or kind_of(split) == "train" else []
     if unnamed:
         raise ValueError(f"{unnamed[0]} names no split, and files beside it name "
                          f"{', '.join(named)}: "
@@ -107,7 +113,7 @@ def files_of_split(files: list[Path],   # of one data set
     if split is None:
         raise ValueError(f"{folder} has the splits {', '.join(named)}: say which")
     if split in named: return [file for file in files if words[file] == split]
-    return [file for file in files if KINDS[words[file]] == KINDS.get(split, split)]
+    return [file for file in files if kind_of(words[file]) == kind_of(split)]
 
 # %% ../nbs/reference/sources.ipynb #cf8d1d8f
 def visible_files(folder: str, # to look through, at any depth
@@ -250,9 +256,8 @@ def read_table(folder: str,      # as for `image_folder`
     rows = {table: read_one_table(table) for table in tables}
     known = {word for table in tables for word in splits_of_rows(rows[table])}
     if known: # a column says what a row belongs to
-        def kind(word): return KINDS.get(str(word), word)
         chosen = [row for table in tables for row in rows[table]
-                  if split is None or kind(row.get("split")) == kind(split)]
+                  if split is None or kind_of(row.get("split")) == kind_of(split)]
     else:
         files = files_of_split(tables, split, folder)
         chosen = [row for table in files for row in rows[table]]
@@ -522,9 +527,9 @@ def pick_split(name: str,     # of a data set, as for `load_data`
     shards = visible_files(folder, "*.parquet")
     words = {split_word(file, folder) for file in [*shards, *tables]} - {None}
     for table in tables: words |= splits_of_rows(read_one_table(table))
-    kinds = {KINDS.get(word, word) for word in words}
+    kinds = {*map(kind_of, words)}
     for split in wished:
-        if KINDS.get(split, split) in kinds: return split
+        if kind_of(split) in kinds: return split
     if not words: return None
     raise ValueError(f"{folder} has the splits {', '.join(sorted(words))}, none of "
                      f"{', '.join(wished)}: say which (--split)")
