@@ -17,7 +17,8 @@ nanovlm/ (numbers are chapters; a module imports only from those above it)
   connector.py    8   pixel shuffle and one linear layer
   model.py        9   the vision-language model: images spliced into text
   processor.py   10   tokenizer, prompt, image tiles, label mask; ask a question
-  data.py        11   data sets in one schema; collate, pack, hold rows out
+  sources.py          data sets of others in one schema: easy-VQA, a folder, mixtures
+  data.py        11   rows become batches: collate, pack, hold rows out
   survey.py           what a data set holds, before anything is trained; a contact sheet
   batches.py          endless shuffled batches, from several workers, that go on where they stopped
   frozen.py           train less: LoRA, and features of a frozen encoder kept

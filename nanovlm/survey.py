@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
-from .data import (
-    KINDS, SPLITS, TABLES, Part, make_example, open_data, picture_keys, read_one_table,
-    split_word, visible_files)
+from .data import make_example, picture_keys
 from .images import load_image, open_image
 from .plots import LOSS
 from .processor import Processor, train_tokenizer
+from .sources import (
+    KINDS, SPLITS, TABLES, Part, open_data, read_one_table, split_word, visible_files)
 
 # %% ../nbs/reference/survey.ipynb #233c6df8
 def plain_processor() -> Processor:
