@@ -52,15 +52,20 @@ class AskCommand:
     dialogue: bool = False                     # a question may refer to those before it, if the model has learnt from dialogues
 
     def run(self):
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise ValueError("top_k and top_p choose what is sampled, and at temperature 0 nothing is: set "
+                             "--temperature, such as 0.7, or leave them out")
         self.picture = load_image(self.image)
         self.model, self.processor = load(self.checkpoint)
         self.history = []
         if self.question is not None: return self.answer(self.question)
-        print(f"ask about {self.image}; an empty line ends")
+        print(f"ask about {self.image}; an empty line ends" + ("; new begins anew" if self.dialogue else ""))
         with contextlib.suppress(EOFError):
             while question := input("> ").strip():
-                try: self.answer(question)
-                except ValueError as error: print(error)
+                if self.history and question == "new": self.history = []
+                else:
+                    try: self.answer(question)
+                    except ValueError as error: print(error)
 
     def answer(self, question: str): # printed piece by piece
         shown = ""
@@ -141,6 +146,9 @@ class TrainCommand:
             raise ValueError(f"vision is {self.vision!r} and text {self.text!r}: give both towers, "
                              "or neither")
         if self.vision: return join(self.vision, self.text, self.scale_factor)
+        if self.scale_factor != 2:
+            raise ValueError(f"scale_factor is {self.scale_factor}, which is for a new model on two towers: give "
+                             "--vision and --text, or leave it out")
         if self.model == "tiny": return tiny_model(rows, self.config.seed)
         loaded = load(self.model, dtype=torch.float32)
         self.config = gentle(self.config)
@@ -170,6 +178,8 @@ class EvaluateCommand:
         if self.choices and not self.data:
             raise ValueError("choices is for a benchmark: name it with --data, such as Lin-Chen/MMStar or a "
                              "folder of Parquet files in its form")
+        if self.choices and self.turns != "auto":
+            raise ValueError(f"turns is {self.turns!r}, but a benchmark's questions are separate: leave it out")
         if self.choices and self.metric:
             raise ValueError(f"metric is {self.metric!r}, but a benchmark's choices are right or "
                              "wrong: leave one out")
@@ -237,6 +247,8 @@ def one_line(box: str, # what tyro prints
     text = re.sub(r"Argument helptext: .*?(?=For full helptext)", "", text)
     text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]. "
                   "Got errors: .*?(?=For full helptext)", r"\2 is no \1", text)
+    text = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is no whole number", text)
+    text = re.sub(r"could not convert string to float: ('.*?')", r"\1 is no number", text)
     text = re.sub(r"Error parsing (?!-)\S+: ", "", text).replace("Error parsing ", "")
     return re.sub(r"\.? *For full helptext, \w+", "; see", text)
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from nanovlm import ask
 from nanovlm.cli import main
+from nanovlm.demo import DemoConfig, demo as run_demo, is_demo
 from nanovlm.training import TrainConfig
 
 @pytest.fixture
@@ -32,6 +33,14 @@ def test_demo_writes_everything(demo):
     page = (folder / "index.html").read_text()
     for name in NAMESPACES: page = page.replace(name, "")
     assert "data:image/png;base64," in page and "<svg" in page and "http" not in page
+
+def test_a_demo_takes_the_place_of_a_demo_alone(demo, tmp_path):
+    assert is_demo(demo[0]) and not is_demo(tmp_path)
+    trained = tmp_path / "model.safetensors"
+    trained.write_text("trained for weeks")
+    with pytest.raises(ValueError, match="holds a trained model.*overwrite"):
+        run_demo(DemoConfig(str(tmp_path), steps=1))
+    assert trained.read_text() == "trained for weeks"
 
 def test_the_line_the_demo_ends_with_works(cli, demo):
     words = shlex.split(demo[1].strip().splitlines()[-1])
@@ -109,6 +118,11 @@ MISTAKES = {
     "an image for a checkpoint": (["ask", "IMAGE", "IMAGE", "what is it?"], "is a file"),
     "no image": (["ask", "tiny"], "IMAGE"),
     "a misspelt command": (["trian"], "trian"),
+    "a number in letters": (["train", "--steps", "1e3"], "--steps: '1e3' is no whole number"),
+    "sampling at temperature 0": (["ask", "tiny", "IMAGE", "what?", "--top-k", "5"], "--temperature"),
+    "a factor for no towers": (["train", "--scale-factor", "4", "--output-dir", ""], "scale_factor is 4"),
+    "a dialogue of choices": ("evaluate tiny --choices --data FOLDER --turns dialogue".split(), "'dialogue'"),
+    "more squares than tokens": ("plan --squares 1000 --rows 1 --tokens 64".split(), "room for 1"),
     "half a square": (["plan", "--squares", "0.5"], "--squares: '0.5'"),
     "a long path": (["train", "--data", f"/no/such/{'folder/' * 30}"], f"/no/such/{'folder/' * 29}folder"),
     "no data to look at": (["data", "/no/such/folder"], "/no/such/folder"),
