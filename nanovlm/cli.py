@@ -53,8 +53,8 @@ class AskCommand:
 
     def run(self):
         if not self.temperature and (self.top_k or self.top_p < 1):
-            raise ValueError("top_k and top_p choose what is sampled, and at temperature 0 nothing is: set "
-                             "--temperature, such as 0.7, or leave them out")
+            raise ValueError("top_k and top_p choose what is sampled, and at temperature 0 nothing is: "
+                             "set --temperature, such as 0.7, or leave them out")
         self.picture = load_image(self.image)
         self.model, self.processor = load(self.checkpoint)
         self.history = []
@@ -147,8 +147,8 @@ class TrainCommand:
                              "or neither")
         if self.vision: return join(self.vision, self.text, self.scale_factor)
         if self.scale_factor != 2:
-            raise ValueError(f"scale_factor is {self.scale_factor}, which is for a new model on two towers: give "
-                             "--vision and --text, or leave it out")
+            raise ValueError(f"scale_factor is {self.scale_factor}, which is for a new model on two "
+                             "towers: give --vision and --text, or leave it out")
         if self.model == "tiny": return tiny_model(rows, self.config.seed)
         loaded = load(self.model, dtype=torch.float32)
         self.config = gentle(self.config)
@@ -179,7 +179,8 @@ class EvaluateCommand:
             raise ValueError("choices is for a benchmark: name it with --data, such as Lin-Chen/MMStar or a "
                              "folder of Parquet files in its form")
         if self.choices and self.turns != "auto":
-            raise ValueError(f"turns is {self.turns!r}, but a benchmark's questions are separate: leave it out")
+            raise ValueError(f"turns is {self.turns!r}, but a benchmark's questions are separate: "
+                             "leave it out")
         if self.choices and self.metric:
             raise ValueError(f"metric is {self.metric!r}, but a benchmark's choices are right or "
                              "wrong: leave one out")

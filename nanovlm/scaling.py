@@ -224,11 +224,10 @@ class PlanSettings:
             wrong.append(f"labelled is {self.labelled}: a row has only {self.tokens} tokens, so lower it")
         if self.cache_features and not self.freeze_vision:
             wrong.append("cache_features is for a frozen vision encoder: set freeze_vision, too")
-        image = self.config.image_seq_len
-        room = self.rows * self.tokens
-        if not wrong and (self.squares or self.rows) * image > room:
-            wrong.append(f"squares is {self.squares or self.rows}, of {image} tokens each, and {self.rows} rows "
-                         f"of {self.tokens} have room for {room // image}: lower it, or raise rows or tokens")
+        image, squares = self.config.image_seq_len, self.squares or self.rows
+        if not wrong and squares * image > self.rows * self.tokens:
+            wrong.append(f"squares is {squares}, of {image} tokens each, and {self.rows} row(s) have "
+                         f"room for {self.rows * self.tokens // image}: lower it, or raise rows or tokens")
         if wrong: raise ValueError("; ".join(wrong))
         if self.squares is None: self.squares = self.rows
 
