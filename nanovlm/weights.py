@@ -11,7 +11,7 @@ __all__ = ['CHECKPOINT_FILES', 'AGAIN', 'LIMITS', 'LLAMA', 'DECODERS', 'SIGLIP',
            'load_model', 'count_parameters', 'replacing', 'write_json', 'write_tensors']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
-import json, os, shutil, tempfile
+import json, os, shutil, struct, tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -226,7 +226,7 @@ def gguf_config(file: Path): # a .gguf file -> transformers' PretrainedConfig
     "Read the sizes from a GGUF file's header. Raises ValueError if it is broken."
     from transformers import AutoConfig
     try: return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, LookupError) as e:
+    except (OSError, ValueError, LookupError, struct.error) as e:
         raise ValueError(f"{file} cannot be read ({e}): download or save it again") from None
 
 def read_config(folder: Path, # a checkpoint folder, or a .gguf file
