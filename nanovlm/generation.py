@@ -56,7 +56,7 @@ def check_request(model, input_ids,           # all as for `stream`
         raise ValueError(f"{T} prompt tokens + max_new_tokens {max_new_tokens} = {total} exceed the "
                          f"model's context of {context}: shorten the prompt or lower max_new_tokens")
     if not (temperature == 0 or 0.001 <= temperature <= 1000) or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"need a temperature of 0 or from 0.001 to 1000, top_k ≥ 0 and 0 < top_p ≤ 1, not "
+        raise ValueError(f"choose a temperature of 0 or from 0.001 to 1000, top_k ≥ 0 and 0 < top_p ≤ 1, not "
                          f"{temperature}, {top_k} and {top_p}")
     if attention_mask is not None and not attention_mask[:, -1].all():
         row = int(attention_mask[:, -1].argmin())

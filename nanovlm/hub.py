@@ -22,7 +22,7 @@ from .model import PREFIXES, VisionLanguageModel, VLMConfig
 from .processor import MOST_PIXELS, Processor, PromptFormat, load_tokenizer
 from .recipe import add_rows
 from .vision import VisionConfig
-from .weights import (LIMITS, NamedTensors, check_value, empty_model, find_folder,
+from .weights import (AGAIN, LIMITS, NamedTensors, check_value, empty_model, find_folder,
                              load_weights,
                              read_config, read_json, read_tensors, section)
 
@@ -62,7 +62,7 @@ def nanovlm_config(config: dict, # the content of a nanoVLM config.json
     needed = {"mp_pixel_shuffle_factor"}.union(*(names.values() for names in NANOVLM_SIZES.values()))
     missing = sorted(needed - config.keys())
     if missing:
-        raise ValueError(f"the nanoVLM config lacks {missing}: it is not complete")
+        raise ValueError(f"the nanoVLM config lacks {missing}: {AGAIN}")
     for cls, names in NANOVLM_SIZES.items():
         for ours, theirs in names.items(): check_value(theirs, config[theirs],
                                                        *LIMITS[ours])

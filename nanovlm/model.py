@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from .connector import Connector
+from .kv_cache import KVCache
 from .language import LanguageModel, TextConfig
 from .vision import VisionConfig, VisionModel
-from .weights import check_limits, load_model, replacing, section, to_disk, write_json, write_tensors
+from .weights import (AGAIN, check_limits, load_model, replacing, section, to_disk, write_json,
+                             write_tensors)
 
 # %% ../nbs/09_model.ipynb #a4087a88
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ class VLMConfig:
         parts = "vision_config", "text_config", "scale_factor", "image_token_id"
         missing = [name for name in parts if name not in config]
         if missing:
-            raise ValueError(f"config.json lacks {missing}: it is not a complete Idefics3 "
-                             "configuration")
+            raise ValueError(f"config.json lacks {missing} of an Idefics3 configuration: {AGAIN}")
         vision, text = section(config, "vision_config"), section(config, "text_config")
         text = text | dict(tie_word_embeddings=config.get("tie_word_embeddings") or False) # the outer one counts
         sizes = VisionConfig.from_dict(vision), TextConfig.from_dict(text)
@@ -147,10 +148,14 @@ class VisionLanguageModel(LanguageModel):
                 pixel_values: Tensor=None,   # (images, 3, H, W), in reading order
                 attention_mask: Tensor=None, # (B, S), 1 = real; or boolean (B, 1, T, S)
                 labels: Tensor=None,         # (B, T) aligned with input_ids, -100 = no loss
+                cache: list[KVCache]=None,   # from `TextModel.new_cache`
                 **kwargs,                    # as for `LanguageModel.forward`
                 ) -> Tensor:                 # logits (B, T, V), or the mean loss over labelled tokens
-        vectors = self.embed(input_ids, pixel_values)
-        return super().forward(input_ids, attention_mask, labels, inputs_embeds=vectors, **kwargs)
+        vectors = None # after the prompt, an image token is one that the model wrote, and a word like any other
+        if pixel_values is not None or not (cache and cache[0].length):
+            vectors = self.embed(input_ids, pixel_values)
+        return super().forward(input_ids, attention_mask, labels, cache=cache, inputs_embeds=vectors,
+                               **kwargs)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str, # a folder, or a hub name: "HuggingFaceTB/SmolVLM-256M-Instruct"

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['ALONE', 'STATE_FIELDS', 'buckets', 'Processes', 'device_of', 'shard_model', 'is_running', 'read_holder', 'only_run',
            'full_tensor', 'shard_like', 'check_finite', 'state_tensors', 'state_files', 'save_state', 'read_metadata',
-           'optimizer_state', 'load_state', 'read_line', 'read_lines', 'start_tracker', 'Log', 'stop_signals']
+           'optimizer_state', 'load_state', 'is_line', 'read_line', 'read_lines', 'start_tracker', 'Log',
+           'stop_signals']
 
 # %% ../nbs/reference/runs.ipynb #642f5a6a
 import json, os, platform, signal, time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -130,10 +132,12 @@ def only_run(folder: Path | None, # that a run writes to; None = nowhere
              ):
     """Context in which no other run can write to the folder.
 
-    Raises ValueError if one does, and names it, or if nothing can be written there."""
+    Raises ValueError if one does, and names it, or if nothing can, or should, be written there."""
     if folder is None:
         yield
         return
+    if Path(folder).absolute().parent == Path(folder).absolute() or "\0" in str(folder):
+        raise ValueError(f"output_dir is {str(folder)!r}: give the name of a folder for the run alone")
     file = Path(folder, "run.lock")
     me = dict(process=os.getpid(), machine=platform.node(),
               since=time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -232,7 +236,7 @@ def read_metadata(file: Path, # a state
             found = len(state.keys())
         if metadata["tensors"] == found: return metadata
         reason = f"it has {found} tensors and was written with {metadata['tensors']}"
-    except (SafetensorError, KeyError, TypeError, ValueError) as e: reason = str(e)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e: reason = str(e)
     raise ValueError(f"{file} is not a state of a run, or one of another version of "
                      f"nanovlm ({reason}): delete it to go on from the one before, or "
                      "choose another output_dir")
@@ -252,9 +256,9 @@ def optimizer_state(name: str,                  # of a parameter
                          f"keeps {sorted(fields)}: delete the file to go on from the "
                          "state before")
     for field, t in stored.items():
-        if t.shape in (p.shape, torch.Size()): continue
-        raise ValueError(f"{file}: {field} of {name} has shape {tuple(t.shape)}, the "
-                         f"weights have {tuple(p.shape)}: delete the file to go on from "
+        if t.shape in (p.shape, torch.Size()) and t.is_floating_point(): continue
+        raise ValueError(f"{file}: {field} of {name} has shape {tuple(t.shape)} and {t.dtype}, the "
+                         f"weights have {tuple(p.shape)} and {p.dtype}: delete the file to go on from "
                          "the state before")
     return {field: shard_like(t, p) for field, t in stored.items()}
 
@@ -275,10 +279,10 @@ def load_state(file: Path,       # from `state_files`
     weights, states = {}, {}
     for name, p in model.named_parameters():
         found = tensors.get(f"model.{name}")
-        if found is None or found.shape != p.shape:
-            shape = "no weights" if found is None else f"weights of shape {tuple(found.shape)}"
-            raise ValueError(f"{file} has {shape} for {name}, of shape {tuple(p.shape)}: "
-                             "it is of another model")
+        if found is None or (found.shape, found.dtype) != (p.shape, p.dtype):
+            kind = "nothing" if found is None else f"{tuple(found.shape)} of {found.dtype}"
+            raise ValueError(f"{file} has {kind} for {name}, not {tuple(p.shape)} of {p.dtype}: it is of "
+                             "another model; resume with that one, or choose another output_dir")
         weights[p] = found
         if p not in holder: continue
         prefix = f"optimizer.{name}."
@@ -296,12 +300,17 @@ def load_state(file: Path,       # from `state_files`
         if found: holder[p].state[p].update(found)
 
 # %% ../nbs/reference/runs.ipynb #1d4a00b2
+def is_line(line: object) -> bool: # from JSON
+    "Tell whether a run has written this line of the log: it has a step, and numbers where they belong."
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int): return False
+    return all(isinstance(line.get(name, 0), Real) for name in ("loss", "seconds", "valid_loss"))
+
 def read_line(text: str, # of a history.jsonl
               ) -> dict | None: # None = it cannot be read
     "Read a line of the log."
     with suppress(ValueError):
         line = json.loads(text)
-        if isinstance(line, dict) and isinstance(line.get("step"), int): return line
+        if is_line(line): return line
     return None
 
 def read_lines(file: Path, # a history.jsonl
@@ -359,9 +368,12 @@ class Log:
 # %% ../nbs/reference/runs.ipynb #c2c5feb8
 @contextmanager
 def stop_signals(): # -> list of the signals that came
-    "Context in which a first SIGTERM or SIGINT is noted in a list instead of ending the program."
+    "Context in which a first SIGTERM, SIGINT or SIGHUP is noted in a list instead of ending the program."
     came = []
     old = {}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None) # Windows has none
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN: numbers.append(hangup) # nohup ignores it
     def restore():
         for number, handler in old.items(): signal.signal(number,
                                                           handler or signal.SIG_DFL)
@@ -369,8 +381,7 @@ def stop_signals(): # -> list of the signals that came
         came.append(number)
         restore()
     try:
-        for number in (signal.SIGTERM, signal.SIGINT): old[number] = signal.signal(number,
-                                                                                   note)
+        for number in numbers: old[number] = signal.signal(number, note)
     except ValueError: pass # not in the main thread: leave them as they are
     try: yield came
     finally: restore()

@@ -31,7 +31,7 @@ from .frozen import add_lora, cache_features, merge_lora, merged_copy
 from .model import VisionLanguageModel
 from .processor import Batch, Processor, to_device
 from .runs import (ALONE, Log, Processes, check_finite, device_of, full_tensor,
-                          load_state, only_run,
+                          is_line, load_state, only_run,
                           read_metadata, save_state, shard_model, state_files, state_tensors, stop_signals)
 from .weights import count_parameters, replacing, write_tensors
 
@@ -547,6 +547,7 @@ def facts(model: VisionLanguageModel, # to train
 # %% ../nbs/12_training.ipynb #d3a50953
 def good_cursor(cursor, # of one process, from a state
                 workers: int, # processes that read for it
+                streamed: bool, # a window of a stream is a place, of other rows a number
                 ) -> bool:
     "Tell whether it says whose turn it is, and for each reader a window and a batch of it, or nothing."
     if not isinstance(cursor, dict) or not isinstance(cursor.get("cursors"),
@@ -556,20 +557,21 @@ def good_cursor(cursor, # of one process, from a state
     pairs = [pair for pair in cursor["cursors"] if pair is not None]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs): return False
     def counts(n): return isinstance(n, int) and n >= 0
-    return all((isinstance(window, dict) or counts(window)) and counts(batch)
-               for window, batch in pairs)
+    def fits(window): return isinstance(window, dict) if streamed else counts(window)
+    return all(fits(window) and counts(batch) for window, batch in pairs)
 
 def wrong_entries(state: dict, # from `read_metadata`, of a run with the same settings
                   ) -> list[str]: # names with their values
     "Find entries of a state that no run has written."
     settings = state["settings"]
-    step, best, cursors = state.get("step"), state.get("best"), state.get("cursors")
+    step, best, line, cursors = (state.get(name) for name in ("step", "best", "line", "cursors"))
+    streamed = settings.get("rows") == "a stream"
     good = dict(step=isinstance(step, int) and 0 <= step <= settings.get("steps", 0),
                 best=isinstance(best, Real) and not math.isnan(best),
                 scaler=isinstance(state.get("scaler"), dict),
-                line=isinstance(state.get("line"), dict | None),
+                line=is_line(line) and line["step"] == step and "seconds" in line,
                 cursors=isinstance(cursors, list) and len(cursors) == settings.get("processes")
-                        and all(good_cursor(c, settings.get("workers", 0)) for c in cursors))
+                        and all(good_cursor(c, settings.get("workers", 0), streamed) for c in cursors))
     return [f"{name} is {str(state.get(name))[:60]}"
             for name, fine in good.items() if not fine]
 
@@ -589,7 +591,7 @@ def find_state(config: TrainConfig, # of the run
     latest = files[-1]
     state = read_metadata(latest)
     then = state.get("settings")
-    if not isinstance(then, dict):
+    if not (then and isinstance(then, dict)):
         raise ValueError(f"{latest} has no settings: delete it to go on from the one "
                          "before")
     differ = {name for name in settings | then if settings.get(name) != then.get(name)} - {*MAY_DIFFER}

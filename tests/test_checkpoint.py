@@ -101,6 +101,49 @@ def test_streamed_text_only_grows(model, processor, monkeypatch):
     assert len(ids) > len(seen) and seen[-1] == "café 🙂 x"
     assert all(later.startswith(sooner) for sooner, later in zip(seen, seen[1:]))
 
+def test_an_image_token_that_the_model_writes_is_a_word(trained):
+    "As in transformers, which fills images in at the prompt alone."
+    model, processor = trained
+    image, question = Image.new("RGB", (64, 64)), "what color?"
+    batch = processor(image, question)
+    ids = torch.cat([batch["input_ids"], torch.tensor([[5, 17, 5]])], 1)
+    cache = model.text_model.new_cache(1, ids.shape[1])
+    with torch.no_grad():
+        model(**batch, cache=cache)
+        ours = model(ids[:, -3:], attention_mask=torch.ones_like(ids), cache=cache)
+        vectors = model.embed(batch["input_ids"], batch["pixel_values"])
+        words = model.text_model.embed_tokens(ids[:, -3:])
+        whole = model.lm_head(model.text_model(torch.cat([vectors, words], 1)))
+    torch.testing.assert_close(ours, whole[:, -3:], atol=1e-4, rtol=0)
+
+def test_image_tokens_of_a_prompt_need_images(trained):
+    with pytest.raises(ValueError, match="1 image tokens in input_ids, but 0 images"):
+        trained[0](torch.tensor([[5, 17]]), cache=trained[0].text_model.new_cache(1, 2))
+
+REQUESTS = [("temperature", -1.0), ("temperature", 1e-38), ("top_p", 0.0), ("top_k", -1), ("eos_token_id", 5),
+            ("temprature", 1), ("attention_mask", None)]
+
+@pytest.mark.parametrize("name, value", REQUESTS)
+def test_a_request_that_cannot_be_met_names_its_setting(pair, name, value):
+    with pytest.raises(ValueError, match="ask with another|choose") as caught:
+        ask(*pair, None, "what is it?", **{name: value})
+    assert name in str(caught.value) and "get the file" not in str(caught.value)
+
+def test_a_drawn_image_token_ends_no_answer(trained, monkeypatch):
+    draws = iter([5, 5, 6, trained[1].eos_token_id])
+    monkeypatch.setattr("nanovlm.generation.sample", lambda *args: torch.tensor([next(draws)]))
+    said = ask(*trained, Image.new("RGB", (64, 64)), "what color?")
+    assert said == trained[1].decode([6])
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_others_may_read_what_is_saved_as_the_umask_says(pair, tmp_path, file):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        old = os.umask(mask)
+        try:
+            for part in pair: part.save_pretrained(tmp_path)
+        finally: os.umask(old)
+        assert (tmp_path / file).stat().st_mode & 0o777 == mode
+
 @pytest.mark.parametrize("most", [0, -3])
 def test_no_room_for_an_answer_is_refused(pair, most):
     with pytest.raises(ValueError, match=f"max_new_tokens is {most}, and must be .* from 1"):

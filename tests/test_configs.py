@@ -227,6 +227,59 @@ def test_a_number_that_is_none_is_refused_by_its_tensor(folder, name, value):
     save_file(tensors, file)
     refused(folder, "model.safetensors", name, "NaN or infinite")
 
+HEAD, TABLE = "lm_head.weight", "model.text_model.embed_tokens.weight"
+NORM, FOLDED = "model.text_model.norm.weight", "model.connector.modality_projection.proj.weight"
+MISFITS = { # changes of the tensors, and what the message says
+    "another head": (lambda t: {HEAD: t[TABLE] + 1}, ["lm_head.weight", "tie_word_embeddings"]),
+    "a head of another shape": (lambda t: {HEAD: t[TABLE][:9].clone()}, ["lm_head.weight"]),
+    "two names, two values": (
+        lambda t: {NORM.removeprefix("model."): t[NORM] + 1}, ["text_model.norm.weight", "second time"]),
+    "two dtypes": (lambda t: {NORM: t[NORM].half()}, ["torch.float16 and torch.float32", "dtype="]),
+    "numbers that overflow": (lambda t: {NORM: t[NORM] * 1e30}, [NORM, "1e15"]),
+    "a shape": (lambda t: {FOLDED: t[FOLDED].T.contiguous()}, [FOLDED, "(256, 64)"]),
+    "one too many": (lambda t: {"extra.weight": t[NORM].clone()}, ["extra.weight"]),
+    "prefixes": (lambda t: {NORM: None, f"_orig_mod.{NORM}": t[NORM]}, ["1 tensors missing", "_orig_mod"])}
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_tensors_that_do_not_fit_are_refused_with_what_mends_it(folder, case):
+    made, words = MISFITS[case]
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors |= made(tensors)
+    save_file({name: t for name, t in tensors.items() if t is not None}, file)
+    message = refused(folder, *words)
+    assert any(mend in message for mend in ("get the files again", "save it again", "earlier checkpoint"))
+
+def test_the_same_weights_by_two_names_are_read(folder, trained):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors |= {HEAD: tensors[TABLE].clone(), NORM.removeprefix("model."): tensors[NORM].clone()}
+    save_file(tensors, file)
+    again = load(folder)[0].state_dict()
+    assert all(torch.equal(t, again[name]) for name, t in trained[0].state_dict().items())
+
+def test_weights_of_two_dtypes_are_read_as_one(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {NORM: tensors[NORM].half()}, file)
+    assert ask(*load(folder, dtype="float32"), Image.new("RGB", (64, 64)), "what color is it?")
+
+FILES = ["config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+         "model.safetensors", "tokenizer.json"]
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_in_the_place_of_a_file_is_named(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    what = "irectory" if name == "tokenizer.json" else "is a folder"
+    assert "again" in refused(folder, folder / name, what)
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model", b"GGUF" + bytes(40)])
+def test_a_gguf_file_that_is_none_is_named(tmp_path, content):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="m.gguf cannot be read .*again"): LanguageModel.from_pretrained(file)
+
 def test_what_float16_cannot_hold_is_refused(folder):
     file, name = folder / "model.safetensors", "model.text_model.norm.weight"
     tensors = load_file(file)
@@ -257,6 +310,16 @@ def test_a_head_of_its_own_stays_its_own(folder):
     change(folder / "config.json", "tie_word_embeddings", False)
     model, _ = load(folder)
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+
+PIXELS = [("rescale_factor", 0), ("rescale_factor", 1.0), ("image_mean", [0.5] * 4), ("image_std", [0.5]),
+          ("image_mean", []), ("image_mean", [0.5, 0.4, 0.5]), ("resample", NO)]
+FOLLOWED = [("preprocessor_config.json", *pair) for pair in PIXELS]
+FOLLOWED += [("tokenizer_config.json", "model_max_length", 0)]
+
+@pytest.mark.parametrize("file, name, value", FOLLOWED, ids=str)
+def test_a_setting_that_is_not_followed_is_refused(folder, file, name, value):
+    change(folder / file, name, value)
+    refused(folder, name)
 
 # ---- folders that are something else
 

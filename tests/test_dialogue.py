@@ -16,7 +16,7 @@ from nanovlm.data import (
     open_data, pack, read_turn, stack)
 from nanovlm.processor import (
     WHOLE, Processor, PromptFormat, ask, load_tokenizer, read_format, smolvlm_tokenizer, stream_answer,
-    tiny_model)
+    tiny_model, train_tokenizer)
 
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch):
@@ -46,6 +46,13 @@ def both(request, rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processor")
     processor.save_pretrained(folder)
     return processor, AutoProcessor.from_pretrained(folder)
+
+@pytest.mark.parametrize("mark", ["<image>", "<|im_end|>", "<fake_token_around_image>", "<end_of_utterance>"])
+@pytest.mark.parametrize("text", ["{} what is it?", "{}what?", "is it {}?", "{0}{0} {0}", "a\n{}\nb", "{}"])
+def test_a_tokenizer_does_not_learn_special_tokens(mark, text):
+    tokenizer = train_tokenizer([text.format(mark), "a word"] * 40)
+    processor = Processor(tokenizer) # it checks that no user could type them
+    assert tokenizer.token_to_id("<image>") == 5 and processor.image_token_id not in processor.encode(mark)
 
 def content(text):
     "A text with marks, as transformers wants it: images and texts in turn."
