@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from .data import Examples, draw, pack, stack
+from .data import Examples, draw, pack, picture_keys, stack
 from .runs import ALONE, Processes
 
 # %% ../nbs/reference/batches.ipynb #67839a15
@@ -162,7 +162,8 @@ class Layout(Reader):
         for k, example in enumerate(e for e in examples if e):
             sample = draw(example, self.questions, self.length, generator)
             if sample: samples.append(sample)
-            else: self.examples.unusable[n, k] = f"no question of a row fits into {self.length} tokens"
+            else: self.examples.unusable[n, k] = (
+                f"no question of a row fits into {self.length} tokens: take a greater length")
         rows = pack(samples, self.length, self.squares) if self.length else [[s] for s in samples]
         count = math.ceil(len(rows) / self.batch_size)
         return [self.make_batch(rows[k::count], generator) for k in range(count)]
@@ -193,12 +194,16 @@ class Windows(Layout, IterableDataset):
         patience = len(self.examples) if has_numbers else 10_000
         first, skip = self.cursor or (None, 0)
         idle = reported = 0
+        since = None # the pass over a stream in which a row was of use, or the first
         for n, examples, window, following in windows(first):
             batches = self.lay_out(n, examples)
             idle = 0 if batches else idle + len(examples)
-            if idle >= patience:
+            passed = 0 if has_numbers else window["epoch"]
+            if batches or since is None: since = passed
+            if idle >= patience or passed - since > self.readers:
                 reasons = self.examples.skipped.most_common(3)
-                raise ValueError(f"none of the {idle} rows can be used: {reasons}")
+                tried = f"{patience} rows" if has_numbers else f"rows ({idle} were tried)"
+                raise ValueError(f"none of the {tried} can be used: {reasons}")
             for k, made in enumerate(batches[skip:], skip + 1): # the k-th batch of the window
                 new_unusable = dict(itertools.islice(unusable.items(), reported, None))
                 reported = len(unusable)
@@ -249,11 +254,10 @@ def fingerprint(rows,        # Dataset or stream in The Cauldron's schema
     "Give a checksum of rows that are spread evenly over the data, or of the first row of a stream."
     if hasattr(rows, "__len__"): some = [rows[i] for i in range(0, len(rows), max(1, len(rows) // most))]
     else: some = [*itertools.islice(rows, 1)]
-    def content(row): # texts, and how many images
+    def content(row): # texts, and checksums of images
         if not isinstance(row, dict): return row
         images = row.get("images") or ()
-        count = len(images) if isinstance(images, (list, tuple)) else 1
-        return row.get("texts"), count, *["dialogue"] * bool(row.get("dialogue"))
+        return row.get("texts"), images and picture_keys(row), *["dialogue"] * bool(row.get("dialogue"))
     held = [content(row) for row in some]
     return f"{zlib.crc32(repr(held).encode()):08x}"
 

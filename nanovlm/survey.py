@@ -20,7 +20,7 @@ from .images import load_image, open_image
 from .plots import LOSS
 from .processor import Processor, train_tokenizer
 from .sources import (
-    KINDS, SPLITS, TABLES, Part, open_data, read_one_table, split_word, visible_files)
+    KINDS, SPLITS, TABLES, Part, open_data, read_one_table, split_word, splits_of_rows, visible_files)
 
 # %% ../nbs/reference/survey.ipynb #233c6df8
 def plain_processor() -> Processor:
@@ -120,8 +120,7 @@ def count_files(name: str, # of a data set
     files = Counter(dict(train=1, test=1) if name == "easy-vqa" else {})
     for file in visible_files(folder, "*.parquet", *TABLES):
         rows = read_one_table(file) if file.name in TABLES else []
-        column = {str(row["split"]) for row in rows if "split" in row}
-        files.update(column or {split_word(file, folder) or "train"})
+        files.update(splits_of_rows(rows) or {split_word(file, folder) or "train"})
     return files
 
 # %% ../nbs/reference/survey.ipynb #9e0d5b0a
