@@ -339,7 +339,7 @@ def test_text_stays_the_text_that_was_written(tmp_path, kind):
     table(tmp_path, *lines, name=f"metadata.{kind.split()[0]}")
     assert sorted(answers(load_data(str(tmp_path)))) == sorted(WRITTEN)
 
-@pytest.mark.parametrize("written", ["3.10", "1e5", "7", "12345678901234567890123", "true", "NaN",
+@pytest.mark.parametrize("written", ["3.10", "1e5", "7", "12345678901234567890123", "true",
                                      "-0.0", "1E400"])
 def test_numbers_in_json_stay_as_written(tmp_path, written):
     table(tmp_path, f'{{{ONE}, "answer": {written}}}', name="metadata.jsonl")
@@ -580,7 +580,8 @@ def test_a_table_has_no_subsets(tmp_path):
     (None, "a row is 'None'"), ("row", "a row is 'row'"),
     (dict(texts=[]), "no questions"), (dict(images=[]), "no questions"),
     (dict(images=[], texts="why?"), "no list"), (dict(images=Image.new("RGB", (8, 8)), texts=[]), "no list"),
-    (dict(images=[], texts=["why?"]), "a turn is 'why"), (dict(images=[3], texts=[TURN]), "cannot read image"),
+    (dict(images=[], texts=["why?"]), "a turn is 'why"),
+    (dict(images=[3], texts=[TURN]), "cannot read image"),
     (dict(images=[], texts=[TURN | dict(user=" ")]), "question is empty"),
     (dict(images=[], texts=[TURN | dict(assistant=" ")]), "answer is empty")],
     ids=str)
@@ -592,3 +593,63 @@ def test_kept_examples_take_no_more_than_their_room(rows, processor):
     examples = Examples(rows, processor, room=3 * 64 * 64 * 3 * 4 + 5)
     for n in range(10): examples[n]
     assert [*examples.ready] == [0, 1, 2] and examples[0] is examples[0] and examples[5] is not examples[5]
+
+FOLDERS = [("train_set", "test_set"), ("train-clean", "test-clean"), ("vqa_train", "vqa_test"), ("TrainSet", "TestSet")]
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("learnt, tested", FOLDERS)
+@pytest.mark.parametrize("in_name", [False, True])
+def test_a_split_within_a_folders_or_a_files_name_is_read(tmp_path, learnt, tested, in_name, streaming):
+    for n, name in enumerate((learnt, tested)):
+        write(tmp_path / (f"{name}.parquet" if in_name else f"{name}/0.parquet"), [row(n)])
+    found = [images_of(load_data(str(tmp_path), split, streaming=streaming)) for split in ("train", "test")]
+    assert found == [{png(0)}, {png(1)}]
+
+@pytest.mark.parametrize("name", ["a*b", "a[1]", "a?"])
+def test_a_folders_name_is_no_pattern(tmp_path, name):
+    for n, folder in enumerate((name, "axb", "a1")): write(tmp_path / folder / "train-0.parquet", [row(n)])
+    assert images_of(load_data(f"{tmp_path}:{name}")) == {png(0)}
+
+@pytest.mark.parametrize("lines, message", [
+    (["file_name,question,answer,split", "0.png,q,a,train", "1.png,q,a,tarin"], "row 2 .*split 'tarin'"),
+    (["file_name,question,answer,split", "0.png,q,a,train", "1.png,q,a,"], "row 2 .*split ''"),
+    (["file_name,question,answer,Split", "0.png,q,a,train", "1.png,q,a,test"], "'train' in the column 'Split'"),
+    (["file_name,question,answer,set", "0.png,q,a,train"], "rename it to 'split'"),
+    (["file_name,question,answer,left", "0.png,q,a,1.png"], "the picture 1.png in 'left'"),
+    (["file_name,question,answer,file_name_2", "0.png,q,a,1.png"], "file_name_2")], ids=str)
+def test_a_column_that_would_be_ignored_is_refused(tmp_path, lines, message):
+    table(tmp_path)
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message): load_data(str(tmp_path))
+
+def test_a_column_of_parquet_that_names_splits_is_refused(tmp_path):
+    rows = Dataset.from_list([row(0) | dict(split="train"), row(1) | dict(split="test")])
+    rows.to_parquet(tmp_path / "0.parquet")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="rows are test, train"): load_data(str(tmp_path), streaming=streaming)
+
+@pytest.mark.parametrize("weights", ["a=1e-9,b=1", "a=1,b=1e7"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_weights_that_repeat_a_subset_too_often_are_refused(tmp_path, weights, streaming):
+    for n, name in enumerate("ab"): write(tmp_path / name / "train-0.parquet", [row(n)])
+    with pytest.raises(ValueError, match="over 1,000 times"): load_data(f"{tmp_path}:{weights}", streaming=streaming)
+
+def test_a_missing_answer_of_pandas_is_missing(tmp_path):
+    table(tmp_path)
+    (tmp_path / "metadata.csv").unlink(missing_ok=True)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "question": "q", "answer": NaN}')
+    with pytest.raises(ValueError, match="row 1 .*no answer"): load_data(str(tmp_path))
+
+def test_what_is_held_out_can_be_scored():
+    broken = row(0)
+    broken["images"][0]["bytes"] = png(0)[:-30]
+    for count in (2, 8):
+        rows = Dataset.from_list([broken] + [row(n) for n in range(1, count)], features=cauldron_features())
+        _, held = split_rows(rows, 0.05)
+        assert images_of(held) != images_of([broken])
+
+def test_a_stream_of_which_nothing_can_be_used_ends_after_a_few_passes(tmp_path, processor):
+    rows = [row(n) | dict(texts=[dict(user="q", assistant=None, source="s")]) for n in range(6)]
+    write(tmp_path / "train-0.parquet", rows)
+    windows = Windows(Examples(load_data(str(tmp_path), streaming=True), processor), 4)
+    with pytest.raises(ValueError, match=r"none of the rows \(\d+ were tried\) can be used"): next(iter(windows))
