@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'CUSTOMS', 'SQUARES_BYTES', 'BLINDFOLDS', 'SCORES', 'LABELS',
-           'LETTERS', 'REWRITTEN', 'NEGATIVE', 'LETTER', 'GAP', 'NAMED', 'CLAIMS', 'FALLBACKS', 'ORDERS', 'CONTEXTS',
-           'GOLDS', 'MARKS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count',
-           'score', 'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy',
-           'pick_metric', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons',
-           'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate',
-           'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice',
-           'with_answer', 'answer_score', 'score_options', 'split_options', 'read_question', 'read_options',
-           'read_gold', 'place_marks', 'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy',
-           'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
+           'LETTERS', 'REWRITTEN', 'SEEN', 'NEGATIVE', 'GOOD', 'THINGS', 'LETTER', 'GAP', 'NAMED', 'CLAIMS', 'CLAUSE',
+           'OTHERS', 'DOUBT', 'CORRECTION', 'FALLBACKS', 'ARTICLE', 'LEADS', 'ORDERS', 'CONTEXTS', 'GOLDS', 'MARKS',
+           'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count', 'score',
+           'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy', 'pick_metric',
+           'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons', 'answer_batch',
+           'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate', 'report',
+           'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_claims', 'settle', 'find_written',
+           'find_told', 'parse_choice', 'with_answer', 'answer_score', 'score_options', 'split_options',
+           'read_question', 'read_options', 'read_gold', 'place_marks', 'find_images', 'find_gold', 'require_columns',
+           'read_choice', 'Lazy', 'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import ast, math, re
@@ -497,25 +498,31 @@ def choice_prompt(question: str,     # what to ask
 
 # %% ../nbs/13_evaluation.ipynb #aeb73d43
 REWRITTEN = { # what surrounds an answer (a regular expression): what it becomes
-    r"<think>.*?</think>": "",
-    r"\bif\b[^.;!?\n]*\b(?:were|had)\b[^.;!?\n]*": "", # "If it were a cat, the answer would be A"
+    r"(?<=\S)\s*^\s*(?:question\b|user:|human:|q:).*": "",     # a model that runs on asks the next one
+    r"\bif\b(?!\ I\ had\ to)[^.;!?\n]*\b(?:were|had)\b[^.;!?\n]*": "", # "If it were a cat, it would be A"
     r"\\?\bboxed\b|<answer>": " answer: ",
     r"</?[a-z]+>|\\[a-z]+|\\.|[*_`$\"“”{}#]": "",       # tags, LaTeX, Markdown, quotes
     r"['‘’]([A-J])['’]": r"\1"}
+SEEN = 2000 # characters of a long reply that are read, at its beginning and at its end
 
 def plain_reply(text: str, # what a model wrote
                 ) -> str:
-    "Take away what surrounds an answer."
-    for found, instead in REWRITTEN.items(): text = re.sub(found, instead, text,
-                                                           flags=re.I | re.S)
+    "Take away what surrounds an answer, and thoughts before it."
+    text = text.rpartition("</think>")[2].strip()
+    if len(text) > 2 * SEEN: text = f"{text[:SEEN]}\n{text[-SEEN:]}"
+    for found, instead in REWRITTEN.items():
+        text = re.sub(found, instead, text, flags=re.I | re.S | re.M)
     return text.strip()
 
 # %% ../nbs/13_evaluation.ipynb #38c605a2
 NEGATIVE = r"(?: \b (?:not|cannot|never|neither|nor|wrong|incorrect|false|out|less|least|if) \b | n['’]t \b )"
-LETTER = rf"""[(\[]? (?<![\w'’]) ([X]) (?![\w'’+]|-\w) [)\]]? # alone, perhaps in brackets; not
+GOOD = r"\b (?:correct|answer|best|better|likely|likelier|true|my\s+choice|right (?!\s+(?:of|next|in)) ) \b"
+THINGS = "".join(rf"(?<!{thing}\ )" for thing in "point figure panel image part class group plan vitamin".split())
+LETTER = rf"""{THINGS} [(\[]? (?<![\w'’]) ([X]) (?![\w'’+]|-\w) [)\]]? # alone, perhaps in brackets; not
     (?! (?<=[ai]) [ ]+ (?!(?:because|since|as|is|was|and|or|but|for)\b) [^\W\d_] )  # "A dog", "I see",
     (?! \s* (?:,|/|&|\bor\b|\band\b) \s* (?:(?:or|and)\s)? [(\[]?
         [X]\b (?: (?-i:(?<=[A-Z])) | (?![ ]\w) ) )                                # "A, B or C",
+    (?! \s+ (?:is|was|has|shows) \b (?! [^.,;!?\n]* {GOOD} | \s+left\W*$ ) )                  # "A is a cat",
     (?! \s+ \w+ (?:\s+\w+)? \s* {NEGATIVE} ) (?! \s+ \w*n['’]t \b )              # "A is wrong",
     (?! \s*\? )                                                                 # "A?"
     """
@@ -542,29 +549,59 @@ NAMED = (r"(?: \s+ (?:clearly|probably|definitely|likely|most|actually|therefore
          r"(?: (?:the\s+)? (?:correct\s+)? (?:option|choice|letter|answer) [:\s]+ )?") # before the letter
 CLAIMS = { # an example: the form, a regular expression
     "the answer is B":
-        rf"(?<!wrong\ ) (?<!incorrect\ ) \b (?:answer|option|choice|solution|correct\ \w+) \b {GAP}"
-        rf"(?: \b(?:is|be)\b | [:=] ) {NAMED} LETTER",
-    "answer B": r"\b ans(?:wer)? \b [\s.→>-]* LETTER",
+        r"(?<!wrong\ ) (?<!incorrect\ )"
+        r"\b (?:answer|option|choice|solution|guess|letter|correct\ \w+|antwort|respuesta|réponse|答案是?) \b"
+        rf"{GAP} (?: \b(?:is|be|es|est|ist)\b | [:=：] | (?<=是) ) {NAMED} LETTER",
+    "answer B": r"\b (?: answer [ ]* [→>-]* | option [ ]* → | (?:ans|correct|selected) [.:]* ) [ ]* LETTER",
     "B is correct":
-        rf"(?<!or\ ) LETTER \s+ (?: is|seems|looks | (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+"
-        rf"(?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}?"
-        r"(?:correct|answer|best|better|true|right (?!\s+(?:of|next|in)) ) \b",
+        rf"(?<!or\ ) (?<!\b[X],\ [X],\ ) LETTER \s+ (?: (?: is|seems|looks"
+        rf"| (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+ (?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}? {GOOD}"
+        r"| (?:fits|matches) \s+ best \b | it\ is \W*$ | remains \b )",
     "it must be B":
         r"\b (?: (?:it|this|that) (?: ['’]?s | \s+is | \s+would\s+be ) | (?:must|has\s+to)\s+be ) \b"
-        rf"{NAMED} LETTER",
+        rf"{NAMED} LETTER (?! (?-i:(?<=a)) \s* \Z )", # not "This is a", cut off
     "I choose B":
         r"(?<!n['’]t\ ) (?<!not\ ) \b (?:choose|pick|select|guess|say|think|believe|mean|meant"
-        rf"|go(?:ing)?\s+with|corresponds\s+to) \b {NAMED} LETTER",
+        rf"|go(?:ing)?\s+with|corresponds\s+to|leaves|leaving|only) \b {NAMED} LETTER",
     "so B":
         r"\b (?: (?:so|thus|therefore|hence|actually|probably|definitely) \b ,?"
         rf"| (?:no|yes|sure|wait|sorry|correction) \s* [,:–—-] ) {NAMED} LETTER",
-    "It barks. B": r"[.!?] \s+ LETTER [.!]? \s* \Z"}
+    "It barks. B": r"(?: [.!?] | (?<!wrong) (?<!incorrect) : ) \s+ LETTER [.!]? \s* \Z"}
+
+# %% ../nbs/13_evaluation.ipynb #2d147866
+CLAUSE = re.compile(r"[.,;:!?\n(–—]|\b(?:but|so|and|however)\b", re.I) # where one begins
+OTHERS = r"(?:students|people|some|many|others|they|you|one) \b (?:\s+\w+){0,2} \s+"
+DOUBT = re.compile(rf"""\b (?: unlikely|hardly|whether|none | no\ way | although | if (?!\ I\ had\ to)
+    | (?<!no\ ) (?<!without\ ) doubt | (?<!I\ ) suppos(?:e|ing) | assum(?:e|ing)
+    | first \s+ (?:said|thought|chose) | initially | wrong\ to
+    | {OTHERS} (?:think|say|choose|chose|pick|select|guess|believe|answer) ) \b
+    | (?: \bnot | \bnever | n['’]t ) \s+ (?:think|believe|say|agree|sure|certain|know) \b""", re.I | re.X)
+CORRECTION = re.compile(r"""\b (?: actually|no|wait|hmm|correction|correct\ myself|sorry|meant|wrong|incorrect
+    | mistake|but|however|instead|final|finally|so|thus|therefore|hence|reflection|likelier ) \b""", re.I | re.X)
+
+def find_claims(text: str,    # what a model wrote, plain
+                letters: str, # of the options
+                ) -> list[tuple[int, str]]: # where, and which; in order
+    "Find the letters that are claimed, without those that are doubted."
+    found = {claim for form in CLAIMS.values() for claim in find_letters(text, form, letters)}
+    def is_doubted(end): return DOUBT.search(CLAUSE.split(text[max(0, end - 200):end])[-1])
+    return sorted((end, letter) for end, letter in found if not is_doubted(end))
+
+def settle(text: str, # what a model wrote, plain
+           claims: list[tuple[int, str]], # from `find_claims`, at least one
+           ) -> str | None: # a letter; None if the claims contradict each other
+    "Choose the last claim, if it agrees with those before or corrects them."
+    end, letter = claims[-1]
+    differing = [at for at, other in claims if other != letter]
+    if differing and not CORRECTION.search(text, differing[-1], end): return None
+    return letter
 
 # %% ../nbs/13_evaluation.ipynb #a99e3483
 FALLBACKS = { # the form of a letter: the form of letters that may not stand beside it
     r"""^ (?:(?:assistant|output|response):\s*)? (?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+)? LETTER
-        (?: (?<=[)\]]) | [.:;](?=\s|$) | ,(?!\s+but\b) | \s+[–—-]\s | \s+(?:because|since|as)\b | \s*$ )""":
-        r"(?:^|\s) [(\[]? ([X]) [.):\]]",
+        (?: (?<=[)\]]) | [.:;](?=\s|$) | ,(?!\s+but\b) | \s+[–—-]\s | [–—] | \s+\(not\b
+            | \s+(?:because|since|as|rather|instead)\b | \s*$ )""":
+        r"(?:^|(?<!not)(?<!instead\ of)\s) [(\[]? ([X]) [.):\]]",
     r"\b (?:option|choice) \s+ LETTER": r"\b (?:option|choice) \s+ [(\[]? ([X]) \b"}
 
 def find_written(text: str,          # what a model wrote, plain
@@ -580,25 +617,48 @@ def find_written(text: str,          # what a model wrote, plain
     texts = [normalise(plain_reply(option)) for option in options]
     if said in texts: return texts.index(said)
     for n, (letter, option) in enumerate(zip(letters, texts)):
-        if re.fullmatch(rf"\W*{letter}\W+{re.escape(option)}\W*", said, re.I): return n
+        both = rf"{letter}\W+{re.escape(option)}|{re.escape(option)}\W+{letter}" # "B. a dog", "a dog (B)"
+        if option and re.fullmatch(rf"\W*(?:{both})\W*", said, re.I): return n
     return None
+
+ARTICLE = r"(?:(?:an?|the) )?"
+LEADS = r"(?:.*(?:\b(?:is|are|be|will|would|think|say|choose|guess|so)|['’]s|[:,]) )?" # before an option's text
+
+def find_told(text: str,          # what a model wrote, plain
+              options: list[str], # what it could choose from
+              ) -> int | None:    # number of the option
+    "Find the only option that is named, where it closes or opens the only sentence."
+    said = normalise(text)
+    texts = [re.sub(f"^{ARTICLE}", "", normalise(plain_reply(option))) for option in options]
+    def is_named(option): return re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)
+    named = [n for n, option in enumerate(texts)
+             if (len(option) > 1 or option.isdecimal()) and is_named(option)]
+    if len(named) != 1 or re.search(r"[.;!?]\s|\?", said): return None
+    option = re.escape(texts[named[0]])
+    opens = re.match(rf"{ARTICLE}{option},", said)
+    closes = re.fullmatch(rf"{LEADS}{ARTICLE}{option}\W*", said)
+    denied = re.search(NEGATIVE, re.sub(option, "", said), re.X)
+    return named[0] if opens or closes and not denied else None
 
 # %% ../nbs/13_evaluation.ipynb #4b95ec51
 def parse_choice(text: str,          # what the model wrote
                  options: list[str], # what it could choose from
                  ) -> int | None:    # number of the option, or None if it cannot be told
     "Read the chosen option from free text. A letter counts where it stands as one: not in 'A dog'."
+    if not len(options): return None
     letters = LETTERS[:len(options)]
     text = plain_reply(text)
     written = find_written(text, options)
     if written is not None: return written
-    claims = [claim for form in CLAIMS.values() for claim in find_letters(text, form, letters)]
-    if claims: return letters.index(max(claims)[1])
+    claims = find_claims(text, letters)
+    if claims:
+        letter = settle(text, claims)
+        return letters.index(letter) if letter else None
     for form, others in FALLBACKS.items():
         found = {letter for _, letter in find_letters(text, form, letters)}
         beside = {letter for _, letter in find_letters(text, others, letters)}
         if len(found) == 1 and beside <= found: return letters.index(found.pop())
-    return None
+    return find_told(text, options)
 
 # %% ../nbs/13_evaluation.ipynb #82ed475a
 def with_answer(processor: Processor, # the model's

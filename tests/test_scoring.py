@@ -1,5 +1,5 @@
 "Answers are scored right: choices in free text, forms of benchmarks, metrics, intervals, bad rows."
-import io, json, math, random, weakref
+import io, json, math, random, time, weakref
 import datasets
 import pytest
 import torch
@@ -67,25 +67,73 @@ REPLIES = {
         "B should be the answer", "Answer → B", "B; it barks", "Assistant: B", "boxed{B}", "A? B!",
         "['B']", '{"answer": "B"}', "Correct option: B", "I'm going with B.", "(b) a dog", "<b>B</b>",
         "I first thought it was A, but the answer is B.", "The answer isn't A. It's B.",
-        "It is definitely not A. The answer must be B.", "Answer: A... no, B.", "$\\text{B}$"],
+        "It is definitely not A. The answer must be B.", "Answer: A... no, B.", "$\\text{B}$",
+        "The answer is a dog", "It's a dog", "So a dog", "I think a dog"],
     0: ["A", "The answer is A", "The answer is A because it purrs", "Option A is correct",
         "A, because it purrs", "(A) a cat", "A\nThe animal purrs.", "A. Cats purr.",
-        "Answer: A\nThe cat purrs.", "It is A.", "The answer is B. Actually, it is A."],
+        "Answer: A\nThe cat purrs.", "It is A.", "The answer is B. Actually, it is A.", "Answer: A cat"],
     3: ["Nothing", "D", "D. Nothing"],
-    None: ["A dog is in the picture", "The answer is a dog", "I cannot answer a question",
+    None: ["A dog is in the picture", "I cannot answer a question",
         "Both A and B", "E", "Definitely a dog", "An animal", "", "A, B, C or D?", "A or B",
         "The answer is A or B.", "The answer is not A", "Option A is wrong", "It isn't A",
         "I see nothing like that.", "Of A, B, C and D it is red.", "A dog.\nIt barks.",
         "Neither A nor B is correct", "A is wrong", "A. a cat\nB. a dog\nC. a red car\nD. nothing",
-        "A\nB\nC\nD", "A B-52 bomber", "A+", "It's a dog", "So a dog", "I think a dog",
+        "A\nB\nC\nD", "A B-52 bomber", "A+",
         "The correct answer is a dog that barks", "Is it A?", "The answer could be A, B or C.",
         "Not A.", "A dog is right of a cat", "The answer isn't A.", "The answer cannot be A",
         "If it were a cat, the answer would be A", "(A) a cat (B) a dog (C) a red car",
         "A cat or a dog", "A. B. Smith", "I'm not sure", "A. On second thought, B.",
         "A, but B fits as well", "So not A", "A and B are wrong", "The incorrect answer is A",
         "A is not the answer", "The answer is definitely not A", "The answer must be either A or B",
-        "A... or not", "Answer: A cat", "Answers may vary", "A5", "Vitamin A is in carrots"],
+        "A... or not", "Answers may vary", "A5", "Vitamin A is in carrots"],
 }
+ANIMALS = ["cat", "dog", "bird", "fish"]
+READ = { # other letters are mentioned, after the claim or before; words that models use
+    2: ["C is the answer. A is a cat.", "(C) is the right answer. B barks.", "C is the best answer\nA: cat",
+        "C is the correct answer.\n\nA. cat: wrong.", "C is the answer - A is a cat",
+        "C must be the answer. B has fur.", "The correct answer is C. Students often answer A.",
+        "The correct answer is C. Some people say A.", "The correct answer is C (many choose A).",
+        "C is correct; the common answer A is a trap.", "C. The answer A is for cats.",
+        "I choose C. You might think B, but dogs have fur.", "I select C. I think A is a cat.",
+        "C. I say A is a cat.", "C. I think that A is a cat.", "C. So A is out.", "C. It is A that has fur.",
+        "The answer is C. Let me know if you think A is better.", "Many would say A, but the answer is C.",
+        "The answer could be A or C, but C is more likely.", "Between A and C, C is the better choice.",
+        "Answer: C\n\nQuestion: what is it?\nA. x\nB. y\nAnswer: A", "C\n\nQuestion 2: ...\nB",
+        "The answer is C.\nHuman: Are you sure it is not A?", "The answer is C.\n\nUser: A?\nAssistant: A",
+        "I was wrong to say A. C.", "Although I first said the answer is A, the answer is C",
+        "It turns out that the answer is C.", "If I had to guess, I'd say C.", "Without doubt the answer is C.",
+        "C fits best.", "My guess is C", "C it is.", "Ans: C", "Letter: C", "Selected: C", "Correct: C",
+        "C—it sings", "C (not A)", "C rather than A", "C instead of A.", "答案：C", "答案是 C", "Antwort: C",
+        "La respuesta es C.", "Die Antwort ist C.", "La réponse est C.", "Only C is left.", "That leaves C.",
+        "It is a bird: C", "The answer could be A; C is likelier", "Correct option → C", "Bird (C)", "bird - C",
+        "The answer is bird.", "a bird", "It is a bird.", "A BIRD.", "Answer: a bird", "So a bird",
+        "The bird", "This is a bird"],
+    None: ["There is no correct answer. A is a cat.", "The answer is C. In contrast, A is right for cats.",
+           "The answer is C. Option A is the answer for cats.", "This is a",
+           "The answer is C for the bird, whereas the answer is A for the cat.", "I don't think A is correct.",
+           "I do not believe it is A.", "I doubt that the answer is A.", "It is unlikely that the answer is A.",
+           "No way it is A.", "It's hard to say whether the answer is A.", "Point A is right.",
+           "None of A, B, C, D is correct.", "Suppose the answer is A. Then there is fur: contradiction.",
+           "not a dog", "It is not a bird.", "A bird or a fish", "Is it a bird?", "I see a bird in a tree"],
+}
+TALKS = [(reply, wanted) for wanted, replies in READ.items() for reply in replies]
+
+@pytest.mark.parametrize("reply, wanted", TALKS, ids=[repr(reply)[:60] for reply, _ in TALKS])
+def test_what_else_is_said_is_no_claim(reply, wanted): assert parse_choice(reply, ANIMALS) == wanted
+
+@pytest.mark.parametrize("options, reply, wanted", [
+    (["Paris", "Rome"], "The answer is Rome.", 1), (["Figure A", "Figure B"], "The answer is Figure B.", 1),
+    (["Figure A", "Figure B"], "The answer is not Figure B.", None), (["2", "3"], "There are 3.", 1),
+    (["Yes", "No"], "No, it is not.", 1), (["Yes", "No"], "The answer is yes.", 0),
+    (["2", "3"], "Option 2 has 3", None), (["rise", "fall"], "It will fall.", 1)])
+def test_the_text_of_one_option_is_read(options, reply, wanted): assert parse_choice(reply, options) == wanted
+
+@pytest.mark.parametrize("part", ["if ", "<think>", "answer ", "A, ", " ", "\n", "not ", "I think ", ". "])
+def test_a_long_reply_is_read_at_once(part):
+    start = time.process_time()
+    assert parse_choice(part * 30_000 + "\nThe answer is B.", OPTIONS) == 1
+    assert time.process_time() - start < 2
+
 CASES = [(reply, wanted) for wanted, replies in REPLIES.items() for reply in replies]
 
 def test_the_table_is_long(): assert len(CASES) > 200
