@@ -105,7 +105,7 @@ READ = { # other letters are mentioned, after the claim or before; words that mo
         "C fits best.", "My guess is C", "C it is.", "Ans: C", "Letter: C", "Selected: C", "Correct: C",
         "C—it sings", "C (not A)", "C rather than A", "C instead of A.", "答案：C", "答案是 C", "Antwort: C",
         "La respuesta es C.", "Die Antwort ist C.", "La réponse est C.", "Only C is left.", "That leaves C.",
-        "It is a bird: C", "The answer could be A; C is likelier", "Correct option → C", "Bird (C)", "bird - C",
+        "It is a bird: C", "The answer could be C", "Correct option → C", "Bird (C)", "bird - C",
         "The answer is bird.", "a bird", "It is a bird.", "A BIRD.", "Answer: a bird", "So a bird",
         "The bird", "This is a bird"],
     None: ["There is no correct answer. A is a cat.", "The answer is C. In contrast, A is right for cats.",
@@ -383,7 +383,7 @@ def test_intervals_hold_what_they_promise(images, questions):
 def test_questions_about_an_image_in_several_rows_are_one_cluster(model, processor, monkeypatch):
     Parrot(monkeypatch, processor, "blue")
     rows = [dict(images=[picture(n // 5)],
-        texts=[turn(assistant="blue" if n < 10 else "red")]) for n in range(20)]
+        texts=[turn(f"is it {n}?", "blue" if n < 10 else "red")]) for n in range(20)]
     metrics = evaluate(model, processor, rows)
     assert metrics["images"] == 4 and metrics["interval"] == pytest.approx(wilson(2, 4))
     assert "20 questions about 4 images" in report(metrics)
