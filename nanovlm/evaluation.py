@@ -12,9 +12,9 @@ __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'CUSTOMS', 'SQUARE
            'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate',
            'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_claims', 'settle',
            'find_written', 'find_told', 'parse_choice', 'with_answer', 'answer_score', 'score_options', 'split_options',
-           'read_question', 'read_listed', 'read_options', 'read_gold', 'place_marks', 'find_images', 'find_gold',
-           'label_gold', 'require_columns', 'read_choice', 'Lazy', 'gives_numbers', 'check_shards', 'load_choices',
-           'read_all', 'evaluate_choices']
+           'read_question', 'read_listed', 'read_options', 'read_gold', 'place_marks', 'image_columns', 'find_images',
+           'find_gold', 'label_gold', 'require_columns', 'read_choice', 'Lazy', 'gives_numbers', 'check_shards',
+           'load_choices', 'check_choice', 'read_all', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import ast, math, re
@@ -30,7 +30,7 @@ from .data import picture_keys, read_turn
 from .generation import generate
 from .model import VisionLanguageModel
 from .processor import Batch, Grid, Processor, to_device
-from .sources import PICTURES, check_hub_name, load_files, pick_split, split_files
+from .sources import check_hub_name, load_files, pick_split, picture_columns, split_files
 
 # %% ../nbs/13_evaluation.ipynb #a4087a88
 def normalise(text: str, # an answer, of the model or of the data
@@ -215,7 +215,7 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
         turns = row.get("texts") if isinstance(row, dict) else None
         if not isinstance(turns, list | tuple): turns = []
         history = []
-        if not turns: unusable.setdefault((n, None), "the row has no questions")
+        if not turns: unusable.setdefault((n, None), "the row has no questions: give 'texts', a list of turns")
         for k, turn in enumerate(turns):
             accepted = list_answers(turn)
             if accepted and not turn.get("assistant"): turn = turn | dict(assistant=accepted[0])
@@ -249,8 +249,10 @@ class Pictures:
     def _open(self, n: int) -> Tensor | None: # (squares, 3, H, W)
         row = self.rows[n]
         self.squares[n] = self.grids[n] = None
-        images = row.get("images") or []
-        row = row | dict(images=[*images] if isinstance(images, list | tuple) else [images])
+        if not isinstance(row, dict): return None
+        images = row.get("images")
+        several = isinstance(images, list | tuple | None)
+        row = row | dict(images=[*(images or [])] if several else [images])
         try: pixels, self.grids[n] = self.processor.pixels(row["images"])
         except ValueError as error:
             why = re.sub(" '[^']*'", "", str(error)) # without the name, to be counted together
@@ -587,7 +589,7 @@ CLAIMS = { # an example: the form, a regular expression
         rf"| (?:no|yes|sure|wait|sorry|correction) \s* [,:–—-] ) {NAMED} LETTER",
     "It barks. B": r"(?: [.!?] | (?<!wrong) (?<!incorrect) : ) \s+ LETTER [.!]? \s* \Z"}
 
-# %% ../nbs/13_evaluation.ipynb #cd3e8026
+# %% ../nbs/13_evaluation.ipynb #4a03abd1
 CLAUSE = re.compile(r"[.,;:!?\n(–—]|\b(?:but|so|and|however)\b", re.I) # where one begins
 OTHERS = r"(?:students|people|some|many|others|they|you|one) \b (?:\s+\w+){0,2} \s+"
 DOUBT = re.compile(rf"""\b (?: unlikely|hardly|whether|none | no\ way | although | if (?!\ I\ had\ to)
@@ -665,7 +667,7 @@ def parse_choice(text: str,          # what the model wrote
                  ) -> int | None:    # number of the option, or None if it cannot be told
     "Read the chosen option from free text. A letter counts where it stands as one: not in 'A dog'."
     if not len(options): return None
-    letters = LETTERS[:len(options)]
+    letters, options = LETTERS[:len(options)], [*map(str, options)]
     text = plain_reply(text)
     written = find_written(text, options)
     if written is not None: return written
@@ -823,18 +825,19 @@ def place_marks(texts: list[str], # a question and its options
     first = re.sub(r"^(\s*<image>\s*)+", "", placed)
     return [text.strip() for text in (placed if "<image>" in first else first).split("\0")]
 
+def image_columns(columns: list[str], # of a benchmark
+                  ) -> list[str]:     # image_0, image_1, …
+    "Sort the numbered columns that show images."
+    numbered = [name for name in columns if re.fullmatch(r"image_\d+", name)]
+    return sorted(numbered, key=lambda name: int(name[6:]))
+
 def find_images(row: dict, # of a benchmark
                 ) -> list: # its images; may be empty
-    "Find the images of a row, in the columns that benchmarks have them in. Raises ValueError if others have some."
-    def is_image(value): return isinstance(value, dict) and {"bytes", "path"} <= {*value} or hasattr(value, "tobytes")
-    def listed(name): return row[name] if isinstance(row[name], list) else [row[name]]
-    main = next((name for name in ("decoded_image", "images", "image") if row.get(name)), None)
-    numbered = sorted((name for name in row if re.fullmatch(r"image_\d+", name)), key=lambda name: int(name[6:]))
-    for name in {*row} - {"decoded_image", "images", "image", *numbered}:
-        if any(is_image(value) or isinstance(value, bytes) and PICTURES.fullmatch(name) for value in listed(name)):
-            raise ValueError(f"there are pictures in {name!r}, which are not shown: rename the column to 'image', "
-                             "or take it away")
-    return [image for name in ([main] if main else []) + numbered for image in listed(name) if image]
+    "Find the images of a row, in the columns that benchmarks have them in."
+    main = [name for name in ("decoded_image", "images", "image") if row.get(name)][:1]
+    found = [row[name] for name in main + image_columns(row)]
+    listed = chain.from_iterable(value if isinstance(value, list) else [value] for value in found)
+    return [image for image in listed if image]
 
 def find_gold(row: dict, # of a benchmark
               ):         # -> what it says is right, or None
@@ -851,8 +854,13 @@ def label_gold(row: dict, # of a benchmark
     return labels.index(str(gold).strip()) if str(gold).strip() in labels else gold
 
 def require_columns(columns: list[str], # of a benchmark
+                    pictures: list[str]=(), # those that hold pictures
                     ):
-    "Raises ValueError if the columns hold no question or no answer."
+    "Raises ValueError if the columns hold no question or no answer, or pictures that are not shown."
+    others = {*pictures} - {"decoded_image", "images", "image", *image_columns(pictures)}
+    if others:
+        raise ValueError(f"there are pictures in {', '.join(sorted(others))}, and only those of image, images or "
+                         "image_1, image_2, … are shown: rename yours, or take it away")
     if "question" in columns and any(name in columns for name in GOLDS): return
     raise ValueError(f"the columns are {', '.join(sorted(columns))}: a multiple-choice benchmark needs "
                      f"'question' and one of {', '.join(GOLDS)}; rename yours")
@@ -953,7 +961,7 @@ def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a 
     else:
         check_hub_name(name, "benchmark", "a folder of Parquet files")
         rows = load_files(name, split=split)
-    require_columns(rows.column_names)
+    require_columns(rows.column_names, picture_columns(rows.features.arrow_schema))
     for column, feature in rows.features.items():
         stored = Image(decode=False)
         if isinstance(feature, Image): rows = rows.cast_column(column, stored)
@@ -964,18 +972,27 @@ def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a 
     return Lazy(len(rows), lambda n: read_choice(rows[n], numbered))
 
 # %% ../nbs/13_evaluation.ipynb #5e0c1a05
+def check_choice(choice, # as from `read_choice`
+                 ):
+    "Raises ValueError if a question, its options or its answer is of a wrong kind."
+    for name, kind in dict(question=str, options=list, answer=int).items():
+        if isinstance(choice, dict) and isinstance(choice.get(name), kind): continue
+        raise ValueError(f"{name} is missing, or no {kind.__name__}: give what read_choice returns")
+    if not 0 <= choice["answer"] < len(choice["options"]) <= len(LETTERS):
+        raise ValueError("the answer is none of the options: give its number from 0")
+
 def read_all(choices: Sequence[dict], # from `load_choices`
              unusable: dict,          # is filled: (number, None): why it is left out
              ) -> dict[int, dict]:    # number: question, options, answer, source
     "Read all questions, without keeping their images."
     found = {}
     for n in range(len(choices)):
-        try: choice = choices[n]
+        try:
+            choice = choices[n]
+            check_choice(choice)
         except ValueError as error: unusable[n, None] = str(error).split(":")[0]
-        else: found[n] = {name: value for name, value in choice.items() if name != "images"}
-        if n in found and not 0 <= found[n]["answer"] < len(found[n]["options"]):
-            unusable[n, None] = "the answer is none of the options"
-            del found[n]
+        else: found[n] = {name: choice[name] for name in ("question", "options", "answer")}
+        if n in found: found[n]["source"] = str(choice.get("source", "all"))
     return found
 
 def evaluate_choices(model: VisionLanguageModel, # in eval mode
@@ -994,7 +1011,7 @@ def evaluate_choices(model: VisionLanguageModel, # in eval mode
         c = found[n]
         prompt = choice_prompt(c["question"], c["options"])
         text = dict(user=prompt, assistant=LETTERS[c["answer"]], source=c["source"])
-        return dict(images=choices[n]["images"], texts=[text])
+        return dict(images=choices[n].get("images"), texts=[text])
     pictures = Pictures(Lazy(len(choices), row), processor, unusable)
     def answered(images): # predictions; right is the option that a reply names
         predictions = predict(model, processor, pictures, images, **kwargs)

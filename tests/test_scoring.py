@@ -125,7 +125,7 @@ def test_what_else_is_said_is_no_claim(reply, wanted): assert parse_choice(reply
     (["Paris", "Rome"], "The answer is Rome.", 1), (["Figure A", "Figure B"], "The answer is Figure B.", 1),
     (["Figure A", "Figure B"], "The answer is not Figure B.", None), (["2", "3"], "There are 3.", 1),
     (["Yes", "No"], "No, it is not.", 1), (["Yes", "No"], "The answer is yes.", 0),
-    (["2", "3"], "Option 2 has 3", None), (["rise", "fall"], "It will fall.", 1)])
+    (["2", "3"], "Option 2 has 3", None), ([], "A", None), ([2, 3], "3", 1), (["rise", "fall"], "It will fall.", 1)])
 def test_the_text_of_one_option_is_read(options, reply, wanted): assert parse_choice(reply, options) == wanted
 
 @pytest.mark.parametrize("part", ["if ", "<think>", "answer ", "A, ", " ", "\n", "not ", "I think ", ". "])
@@ -247,6 +247,40 @@ def test_what_is_no_order_stays(question):
 def test_no_column_with_a_picture_is_ignored(columns, wanted):
     assert read_choice(row_of(**columns))["images"] == wanted
 
+@pytest.mark.parametrize("columns, wanted", [
+    (dict(choices=dict(text=COLORS, label=["1", "2", "3"]), answer="2"), 1),
+    (dict(choices=dict(text=COLORS, label=[1, 2, 3]), answer=3), 2),
+    (dict(choices=["True", "False"], answer=True), 0), (dict(choices=["False", "True"], answer=True), 1),
+    (dict(answer=["C"]), 2), (dict(choices=[*COLORS, None], answer="B"), 1)])
+def test_what_is_right_is_never_another_option(columns, wanted):
+    assert read_choice(row_of(**columns))["answer"] == wanted
+
+@pytest.mark.parametrize("columns", [
+    dict(choices=["A. Red", "B. Green", "C. Blue"]), dict(choices=["(A) Red", "(B) Green", "(C) Blue"]),
+    dict(choices=[dict(text=color) for color in COLORS]),
+    dict(choices=None, question="Which?\nOptions: A. Red, B. Green, C. Blue"),
+    dict(choices=None, question="Which?\nA. Red\nB. Green\nC. Blue\nAnswer:"),
+    dict(choices="A: Red; B: Green; C: Blue")])
+def test_options_are_bare(columns):
+    found = read_choice(row_of(**columns))
+    assert found["options"] == COLORS and found["question"] == "Which?"
+
+@pytest.mark.parametrize("options", [["A. Smith", "Jones"], ["A. one", "C. three"], ["A", "B"]])
+def test_what_is_no_letter_of_a_list_stays(options):
+    assert read_choice(row_of(choices=options, answer=0))["options"] == options
+
+@pytest.mark.parametrize("columns, message", [
+    (dict(choices=["Red", None, "Blue"]), "missing .null"), (dict(choices=5), "no list: 5"),
+    (dict(question="  "), "question is empty"), (dict(question=5), "no text: 5"),
+    (dict(answer=dict(a=1)), "none of the 3"), (dict(answer=True), "none of the 3")])
+def test_what_cannot_be_read_is_refused(columns, message):
+    with pytest.raises(ValueError, match=message): read_choice(row_of(**columns))
+
+@pytest.mark.parametrize("columns, wanted", [
+    (dict(image_0="zero", image_1="one"), ["zero", "one"]), (dict(image="main", image_1="one"), ["main", "one"]),
+    (dict(image_2="two", image_10="ten", image_1="one"), ["one", "two", "ten"])])
+def test_numbered_pictures_are_all_shown(columns, wanted): assert read_choice(row_of(**columns))["images"] == wanted
+
 def picture(seed=0, size=(64, 64)):
     file = io.BytesIO()
     random_bytes = random.Random(seed).randbytes(3 * size[0] * size[1])
@@ -289,7 +323,37 @@ def test_a_benchmark_with_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prompt, target"):
         load_choices(benchmark(tmp_path, [dict(prompt="Which?", target="A")]))
 
+@pytest.mark.parametrize("name", ["photo", "img", "Image", "picture", "mask"])
+def test_pictures_that_would_not_be_shown_are_refused(tmp_path, name):
+    rows = datasets.Dataset.from_list([row_of(**{name: picture()})]).cast_column(name, datasets.Image())
+    rows.to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match=f"pictures in {name}"): load_choices(str(tmp_path))
+
+@pytest.mark.parametrize("golds, refused", [
+    ([1, 2, 3, 1], True), (["1", "2", "3"], True), ([1.0, 3.0], True), ([0, 1, 2, 3], False), ([1, 2, 1], False)])
+def test_golds_that_are_counted_from_1_are_refused(tmp_path, golds, refused):
+    folder = benchmark(tmp_path, [row_of(answer=gold) for gold in golds])
+    if not refused: assert len(load_choices(folder)) == len(golds)
+    else:
+        with pytest.raises(ValueError, match="counted from 1"): load_choices(folder)
+
+def test_a_damaged_file_of_a_benchmark_is_named(tmp_path):
+    benchmark(tmp_path, [row_of()], "val-0")
+    damaged = tmp_path / "val-1.parquet"
+    for data, message in ((b"", "val-1.*0 bytes"), ((tmp_path / "val-0.parquet").read_bytes()[:-9], "val-1")):
+        damaged.write_bytes(data)
+        with pytest.raises(ValueError, match=message): load_choices(str(tmp_path))
+    benchmark(tmp_path, [row_of(kind="x")], "val-1")
+    with pytest.raises(ValueError, match="val-1.*columns.*kind.*alike"): load_choices(str(tmp_path))
+
+def test_a_benchmark_without_rows_is_named(tmp_path):
+    datasets.Dataset.from_list([row_of()]).select([]).to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match="val.parquet has no rows"): load_choices(str(tmp_path))
+
 # Metrics
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_accepted_is_nothing_scored(metric): assert METRICS[metric]("x", []) == 0
 
 @pytest.mark.parametrize("text, wanted", [
     ("The two dogs.", "2 dogs"), ("a dog", "dog"), ("An  apple\n", "apple"), ("dont", "don't"),
@@ -446,6 +510,51 @@ def test_a_bad_row_is_left_out_and_counted(model, processor, monkeypatch, row, r
     assert metrics["count"] == 3 and count == 1 and reason in why
     assert [p["row"] for p in metrics["predictions"]] == [0, 2, 3]
 
+ODD = [None, 5, "texts", ["texts"], {}, dict(texts="texts"), dict(texts={}), dict(texts=["turn"]), dict(texts=[5])]
+
+@pytest.mark.parametrize("row", ODD, ids=map(str, ODD))
+def test_what_is_no_row_is_left_out_and_counted(model, processor, monkeypatch, row):
+    Parrot(monkeypatch, processor, "blue")
+    metrics = evaluate(model, processor, [*rows_of([turn()], [turn()]), row])
+    (why, count), = metrics["unusable"].items()
+    assert metrics["count"] == 2 and count == 1 and "row 2" in why
+
+@pytest.mark.parametrize("change", [
+    lambda row: row | dict(images=row["images"][0]), lambda row: row | dict(images=(*row["images"],)),
+    lambda row: row | dict(texts=[turn(source=["a", "b"])]), lambda row: row | dict(texts=(turn(),)),
+    lambda row: row | dict(texts=[turn(assistant=None, answers="blue")])])
+def test_other_forms_of_a_row_are_read(model, processor, monkeypatch, change):
+    Parrot(monkeypatch, processor, "blue")
+    first, second = rows_of([turn()], [turn()])
+    metrics = evaluate(model, processor, [change(first), second])
+    assert metrics["count"] == 2 and metrics["exact_match"] == 1 and metrics["unusable"] == {}
+
+def test_a_row_that_is_there_again_is_asked_once(model, processor, monkeypatch):
+    "A mixture with weights repeats rows: that is no news, and no narrower interval."
+    Parrot(monkeypatch, processor, "blue")
+    rows = rows_of([turn(), turn("is it red?", "no")], [turn(user="what is it?", assistant="red")])
+    once, again = evaluate(model, processor, rows), evaluate(model, processor, rows * 9)
+    assert again["interval"] == once["interval"] and again["count"] == 3 and [*again["unusable"].values()] == [24]
+    asked = rows_of([turn()])[0]
+    other = asked | dict(texts=[turn(assistant="red")]), asked | dict(texts=[turn(user="is it red?")])
+    assert evaluate(model, processor, [asked, *other])["count"] == 3
+
+def test_why_an_image_cannot_be_read_is_told(model, processor, monkeypatch):
+    Parrot(monkeypatch, processor, "blue")
+    bad = [dict(images=[name], texts=[turn()]) for name in ("a.png", "b.png")]
+    (why, count), = evaluate(model, processor, rows_of([turn()]) + bad)["unusable"].items()
+    assert "it is not there" in why and count == 2 and "\n" not in why
+
+@pytest.mark.parametrize("change, reason", [
+    (dict(answer=5), "none of the options"), (dict(answer="C"), "answer is missing"),
+    (dict(question=None), "question is missing"), (dict(options="abc"), "options is missing")])
+def test_odd_choices_are_left_out(model, processor, monkeypatch, change, reason):
+    Parrot(monkeypatch, processor, "C")
+    good = [read_choice(row_of(image=picture(n))) for n in range(2)]
+    metrics = evaluate_choices(model, processor, [*good, good[0] | change])
+    (why, count), = metrics["unusable"].items()
+    assert metrics["count"] == 2 and reason in why and count == 1
+
 def test_a_question_without_a_source_is_asked(model, processor, monkeypatch):
     Parrot(monkeypatch, processor, "blue")
     metrics = evaluate(model, processor, rows_of([turn(source=None)], [turn()]))
@@ -500,7 +609,7 @@ def test_few_images_are_open_at_a_time(model, processor, monkeypatch):
     predict(model, processor, rows_of(*[[turn()]] * 40), "other", batch_size=4)
     assert len(opened) >= 40 and max(alive) <= 4 + 2 # of a batch, and the last two
 
-@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("size", [0, -1, "2", None, 1.5])
 def test_a_batch_of_nothing_is_refused(model, processor, size):
     with pytest.raises(ValueError, match="at least 1"):
         predict(model, processor, rows_of([turn()]), batch_size=size)
