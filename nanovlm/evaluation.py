@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['CONTRACTED', 'CONTRACTIONS', 'DIGITS', 'METRICS', 'CUSTOMS', 'SQUARES_BYTES', 'BLINDFOLDS', 'SCORES', 'LABELS',
-           'LETTERS', 'REWRITTEN', 'NEGATIVE', 'LETTER', 'GAP', 'NAMED', 'CLAIMS', 'FALLBACKS', 'ORDERS', 'CONTEXTS',
-           'GOLDS', 'MARKS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count',
-           'score', 'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy',
-           'pick_metric', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons',
+           'LETTERS', 'REWRITTEN', 'SEEN', 'NEGATIVE', 'GOOD', 'THINGS', 'LETTER', 'GAP', 'NAMED', 'CLAIMS', 'CLAUSE',
+           'OTHERS', 'DOUBT', 'CORRECTION', 'FALLBACKS', 'ARTICLE', 'LEADS', 'ORDERS', 'CONTEXTS', 'COLUMNS', 'GOLDS',
+           'MARKS', 'normalise', 'match_exactly', 'is_right', 'wilson', 'clustered_error', 'effective_count', 'score',
+           'normalise_vqa', 'vqa_accuracy', 'edit_distance', 'anls', 'read_number', 'relaxed_accuracy', 'pick_metric',
+           'list_answers', 'list_questions', 'Pictures', 'left_pad', 'make_prompts', 'in_batches', 'count_reasons',
            'answer_batch', 'as_pictures', 'require_some', 'predict', 'exact_match', 'text_baselines', 'evaluate',
-           'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_written', 'parse_choice',
-           'with_answer', 'answer_score', 'score_options', 'split_options', 'read_question', 'read_options',
-           'read_gold', 'place_marks', 'find_images', 'find_gold', 'require_columns', 'read_choice', 'Lazy',
-           'gives_numbers', 'load_choices', 'read_all', 'evaluate_choices']
+           'report', 'choice_prompt', 'plain_reply', 'choice_pattern', 'find_letters', 'find_claims', 'settle',
+           'find_written', 'find_told', 'parse_choice', 'with_answer', 'answer_score', 'score_options', 'split_options',
+           'read_question', 'read_listed', 'read_options', 'read_gold', 'place_marks', 'image_columns', 'find_images',
+           'find_gold', 'label_gold', 'require_columns', 'read_choice', 'Lazy', 'gives_numbers', 'check_shards',
+           'load_choices', 'check_choice', 'read_all', 'evaluate_choices']
 
 # %% ../nbs/13_evaluation.ipynb #7894cb1e
 import ast, math, re
@@ -24,10 +26,11 @@ from itertools import chain
 from pathlib import Path
 import torch
 from torch import Tensor
-from .data import check_hub_name, load_files, pick_split, picture_keys, read_turn, split_files
+from .data import picture_keys, read_turn
 from .generation import generate
 from .model import VisionLanguageModel
 from .processor import Batch, Grid, Processor, to_device
+from .sources import check_hub_name, load_files, pick_split, picture_columns, split_files
 
 # %% ../nbs/13_evaluation.ipynb #a4087a88
 def normalise(text: str, # an answer, of the model or of the data
@@ -130,7 +133,7 @@ def vqa_accuracy(prediction: str,    # what the model wrote
                  ) -> float:
     "Score by agreement with people: 1 if three of the others gave the same answer."
     same = [normalise_vqa(answer) == normalise_vqa(prediction) for answer in answers]
-    if len(same) == 1: return float(same[0])
+    if len(same) < 2: return float(any(same))
     return sum(min(1, (sum(same) - own) / 3) for own in same) / len(same)
 
 # %% ../nbs/13_evaluation.ipynb #352e1b20
@@ -154,7 +157,7 @@ def anls(prediction: str,    # what the model wrote
         a, b = (" ".join(text.lower().split()) for text in (prediction, answer))
         share = edit_distance(a, b) / max(len(a), len(b), 1)
         return 1 - share if share < 0.5 else 0.0
-    return max(map(similarity, answers))
+    return max(map(similarity, answers), default=0.0)
 
 # %% ../nbs/13_evaluation.ipynb #0bc87acd
 def read_number(text: str, # perhaps a number, such as 1,200, $3.5 or 12 %
@@ -194,6 +197,13 @@ def pick_metric(names: list[str], # of data sets that are tested together
                      f"choose one of {', '.join(METRICS)} (--metric)")
 
 # %% ../nbs/13_evaluation.ipynb #5154d24a
+def list_answers(turn,          # of a row; a dict, if it is good
+                 ) -> list[str]: # that are accepted, beside `assistant`
+    "List a turn's `answers`."
+    answers = turn.get("answers") if isinstance(turn, dict) else None
+    if isinstance(answers, str): answers = [answers]
+    return [a for a in answers or [] if isinstance(a, str) and a.strip()]
+
 def list_questions(rows,           # Dataset, or a list, in The Cauldron's schema
                    unusable: dict, # is filled: (number of a row, of a question in it or None): why it is left out
                    ) -> list[tuple[int, dict]]: # (number of the question in its row; row, question, answer, source; answers, history)
@@ -203,17 +213,18 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
     asked = []
     for n, row in enumerate(rows):
         turns = row.get("texts") if isinstance(row, dict) else None
+        if not isinstance(turns, list | tuple): turns = []
         history = []
-        if not turns: unusable.setdefault((n, None), "the row has no questions")
-        for k, turn in enumerate(turns or []):
-            accepted = [a for a in (turn or {}).get("answers") or [] if isinstance(a, str) and a.strip()]
+        if not turns: unusable.setdefault((n, None), "the row has no questions: give 'texts', a list of turns")
+        for k, turn in enumerate(turns):
+            accepted = list_answers(turn)
             if accepted and not turn.get("assistant"): turn = turn | dict(assistant=accepted[0])
             try: question, answer = read_turn(turn)
             except ValueError as error:
                 unusable[n, k] = str(error)
                 continue
             found = dict(row=n, question=question, answer=answer,
-                         source=turn.get("source") or "unnamed")
+                         source=str(turn.get("source") or "unnamed"))
             if accepted: found["answers"] = accepted
             if row.get("dialogue"): found["history"] = [*history]
             history.append((found["question"], found["answer"]))
@@ -238,9 +249,14 @@ class Pictures:
     def _open(self, n: int) -> Tensor | None: # (squares, 3, H, W)
         row = self.rows[n]
         self.squares[n] = self.grids[n] = None
-        try: pixels, self.grids[n] = self.processor.pixels(row.get("images"))
-        except ValueError:
-            self.unusable[n, None] = "an image cannot be read"
+        if not isinstance(row, dict): return None
+        images = row.get("images")
+        several = isinstance(images, list | tuple | None)
+        row = row | dict(images=[*(images or [])] if several else [images])
+        try: pixels, self.grids[n] = self.processor.pixels(row["images"])
+        except ValueError as error:
+            why = re.sub(" '[^']*'", "", str(error)) # without the name, to be counted together
+            self.unusable[n, None] = f"an image cannot be read ({why})".replace("(cannot read image ", "")
             return None
         self.names[n] = " ".join(picture_keys(row))
         self.squares[n] = len(pixels)
@@ -293,10 +309,15 @@ def make_prompts(pictures: Pictures, # of the rows
     "Yield the questions about some rows; what cannot be asked is noted in the pictures' `unusable`."
     processor = pictures.processor
     limit = processor.max_length
+    first = {} # what is shown and asked: number of the first row that has it
     for k, asked in list_questions(pictures.rows, pictures.unusable):
         n = asked["row"]
         grids = pictures.look(n)
         if grids is None: continue
+        asks = pictures.names[n], k, asked["question"], asked["answer"], str(asked.get("history"))
+        if first.setdefault(asks, n) != n:
+            pictures.unusable[n, k] = "another row shows and asks the same"
+            continue
         fault = None
         try: prompt = processor.prompt(asked["question"], grids, asked.get("history", ()))
         except ValueError as error: fault = f"the prompt cannot be written ({error})" # marks without images, say
@@ -353,6 +374,7 @@ def as_pictures(rows,                 # as for `predict`
                 ) -> Pictures:
     "Make pictures of rows, unless they are some."
     if isinstance(rows, Pictures): return rows
+    if not hasattr(rows, "__iter__"): raise ValueError(f"the rows are {rows!r}: give a Dataset or a list")
     return Pictures(rows if hasattr(rows, "__len__") else list(rows), processor)
 
 def require_some(predictions: list, # what is left
@@ -379,7 +401,7 @@ def predict(model: VisionLanguageModel, # in eval mode
     if metric not in METRICS:
         raise ValueError(f"the metric {metric!r} is not known: choose one of {', '.join(METRICS)}")
     for name, value in dict(batch_size=batch_size, max_new_tokens=max_new_tokens).items():
-        if not value >= 1: raise ValueError(f"{name} is {value}: give at least 1")
+        if not isinstance(value, int) or value < 1: raise ValueError(f"{name} is {value!r}: give a whole number, at least 1")
     pictures = as_pictures(rows, processor)
     batches = in_batches(make_prompts(pictures, images, max_new_tokens), batch_size)
     answer = partial(answer_batch, model, processor, max_new_tokens=max_new_tokens)
@@ -497,25 +519,31 @@ def choice_prompt(question: str,     # what to ask
 
 # %% ../nbs/13_evaluation.ipynb #aeb73d43
 REWRITTEN = { # what surrounds an answer (a regular expression): what it becomes
-    r"<think>.*?</think>": "",
-    r"\bif\b[^.;!?\n]*\b(?:were|had)\b[^.;!?\n]*": "", # "If it were a cat, the answer would be A"
+    r"(?<=\S)\s*^\s*(?:question\b|user:|human:|q:).*": "",     # a model that runs on asks the next one
+    r"\bif\b(?!\ I\ had\ to)[^.;!?\n]*\b(?:were|had)\b[^.;!?\n]*": "", # "If it were a cat, it would be A"
     r"\\?\bboxed\b|<answer>": " answer: ",
     r"</?[a-z]+>|\\[a-z]+|\\.|[*_`$\"“”{}#]": "",       # tags, LaTeX, Markdown, quotes
     r"['‘’]([A-J])['’]": r"\1"}
+SEEN = 2000 # characters of a long reply that are read, at its beginning and at its end
 
 def plain_reply(text: str, # what a model wrote
                 ) -> str:
-    "Take away what surrounds an answer."
-    for found, instead in REWRITTEN.items(): text = re.sub(found, instead, text,
-                                                           flags=re.I | re.S)
+    "Take away what surrounds an answer, and thoughts before it."
+    text = text.rpartition("</think>")[2].strip()
+    if len(text) > 2 * SEEN: text = f"{text[:SEEN]}\n{text[-SEEN:]}"
+    for found, instead in REWRITTEN.items():
+        text = re.sub(found, instead, text, flags=re.I | re.S | re.M)
     return text.strip()
 
 # %% ../nbs/13_evaluation.ipynb #38c605a2
 NEGATIVE = r"(?: \b (?:not|cannot|never|neither|nor|wrong|incorrect|false|out|less|least|if) \b | n['’]t \b )"
-LETTER = rf"""[(\[]? (?<![\w'’]) ([X]) (?![\w'’+]|-\w) [)\]]? # alone, perhaps in brackets; not
+GOOD = r"\b (?:correct|answer|best|better|likely|likelier|true|my\s+choice|right (?!\s+(?:of|next|in)) ) \b"
+THINGS = "".join(rf"(?<!{thing}\ )" for thing in "point figure panel image part class group plan vitamin".split())
+LETTER = rf"""{THINGS} [(\[]? (?<![\w'’]) ([X]) (?![\w'’+]|-\w) [)\]]? # alone, perhaps in brackets; not
     (?! (?<=[ai]) [ ]+ (?!(?:because|since|as|is|was|and|or|but|for)\b) [^\W\d_] )  # "A dog", "I see",
     (?! \s* (?:,|/|&|\bor\b|\band\b) \s* (?:(?:or|and)\s)? [(\[]?
         [X]\b (?: (?-i:(?<=[A-Z])) | (?![ ]\w) ) )                                # "A, B or C",
+    (?! \s+ (?:is|was|has|shows) \b (?! [^.,;!?\n]* {GOOD} | \s+left\W*$ ) )                  # "A is a cat",
     (?! \s+ \w+ (?:\s+\w+)? \s* {NEGATIVE} ) (?! \s+ \w*n['’]t \b )              # "A is wrong",
     (?! \s*\? )                                                                 # "A?"
     """
@@ -542,29 +570,59 @@ NAMED = (r"(?: \s+ (?:clearly|probably|definitely|likely|most|actually|therefore
          r"(?: (?:the\s+)? (?:correct\s+)? (?:option|choice|letter|answer) [:\s]+ )?") # before the letter
 CLAIMS = { # an example: the form, a regular expression
     "the answer is B":
-        rf"(?<!wrong\ ) (?<!incorrect\ ) \b (?:answer|option|choice|solution|correct\ \w+) \b {GAP}"
-        rf"(?: \b(?:is|be)\b | [:=] ) {NAMED} LETTER",
-    "answer B": r"\b ans(?:wer)? \b [\s.→>-]* LETTER",
+        r"(?<!wrong\ ) (?<!incorrect\ )"
+        r"\b (?:answer|option|choice|solution|guess|letter|correct\ \w+|antwort|respuesta|réponse|答案是?) \b"
+        rf"{GAP} (?: \b(?:is|be|es|est|ist)\b | [:=：] | (?<=是) ) {NAMED} LETTER",
+    "answer B": r"\b (?: answer [ ]* [→>-]* | option [ ]* → | (?:ans|correct|selected) [.:]* ) [ ]* LETTER",
     "B is correct":
-        rf"(?<!or\ ) LETTER \s+ (?: is|seems|looks | (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+"
-        rf"(?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}?"
-        r"(?:correct|answer|best|better|true|right (?!\s+(?:of|next|in)) ) \b",
+        rf"(?<!or\ ) (?<!\b[X],\ [X],\ ) LETTER \s+ (?: (?: is|seems|looks"
+        rf"| (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+ (?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}? {GOOD}"
+        r"| (?:fits|matches) \s+ best \b | it\ is \W*$ | remains \b )",
     "it must be B":
         r"\b (?: (?:it|this|that) (?: ['’]?s | \s+is | \s+would\s+be ) | (?:must|has\s+to)\s+be ) \b"
-        rf"{NAMED} LETTER",
+        rf"{NAMED} LETTER (?! (?-i:(?<=a)) \s* \Z )", # not "This is a", cut off
     "I choose B":
         r"(?<!n['’]t\ ) (?<!not\ ) \b (?:choose|pick|select|guess|say|think|believe|mean|meant"
-        rf"|go(?:ing)?\s+with|corresponds\s+to) \b {NAMED} LETTER",
+        rf"|go(?:ing)?\s+with|corresponds\s+to|leaves|leaving|only) \b {NAMED} LETTER",
     "so B":
         r"\b (?: (?:so|thus|therefore|hence|actually|probably|definitely) \b ,?"
         rf"| (?:no|yes|sure|wait|sorry|correction) \s* [,:–—-] ) {NAMED} LETTER",
-    "It barks. B": r"[.!?] \s+ LETTER [.!]? \s* \Z"}
+    "It barks. B": r"(?: [.!?] | (?<!wrong) (?<!incorrect) : ) \s+ LETTER [.!]? \s* \Z"}
+
+# %% ../nbs/13_evaluation.ipynb #4a03abd1
+CLAUSE = re.compile(r"[.,;:!?\n(–—]|\b(?:but|so|and|however)\b", re.I) # where one begins
+OTHERS = r"(?:students|people|some|many|others|they|you|one) \b (?:\s+\w+){0,2} \s+"
+DOUBT = re.compile(rf"""\b (?: unlikely|hardly|whether|none | no\ way | although | if (?!\ I\ had\ to)
+    | (?<!no\ ) (?<!without\ ) doubt | (?<!I\ ) suppos(?:e|ing) | assum(?:e|ing)
+    | first \s+ (?:said|thought|chose) | initially | wrong\ to
+    | {OTHERS} (?:think|say|choose|chose|pick|select|guess|believe|answer) ) \b
+    | (?: \bnot | \bnever | n['’]t ) \s+ (?:think|believe|say|agree|sure|certain|know) \b""", re.I | re.X)
+CORRECTION = re.compile(r"""\b (?: actually|no|wait|hmm|correction|correct\ myself|sorry|meant|wrong|incorrect
+    | mistake|but|however|instead|final|finally|so|thus|therefore|hence|reflection ) \b""", re.I | re.X)
+
+def find_claims(text: str,    # what a model wrote, plain
+                letters: str, # of the options
+                ) -> list[tuple[int, str]]: # where, and which; in order
+    "Find the letters that are claimed, without those that are doubted."
+    found = {claim for form in CLAIMS.values() for claim in find_letters(text, form, letters)}
+    def is_doubted(end): return DOUBT.search(CLAUSE.split(text[max(0, end - 200):end])[-1])
+    return sorted((end, letter) for end, letter in found if not is_doubted(end))
+
+def settle(text: str, # what a model wrote, plain
+           claims: list[tuple[int, str]], # from `find_claims`, at least one
+           ) -> str | None: # a letter; None if the claims contradict each other
+    "Choose the last claim, if it agrees with those before or corrects them."
+    end, letter = claims[-1]
+    differing = [at for at, other in claims if other != letter]
+    if differing and not CORRECTION.search(text, differing[-1], end): return None
+    return letter
 
 # %% ../nbs/13_evaluation.ipynb #a99e3483
 FALLBACKS = { # the form of a letter: the form of letters that may not stand beside it
     r"""^ (?:(?:assistant|output|response):\s*)? (?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+)? LETTER
-        (?: (?<=[)\]]) | [.:;](?=\s|$) | ,(?!\s+but\b) | \s+[–—-]\s | \s+(?:because|since|as)\b | \s*$ )""":
-        r"(?:^|\s) [(\[]? ([X]) [.):\]]",
+        (?: (?<=[)\]]) | [.:;](?=\s|$) | ,(?!\s+but\b) | \s+[–—-]\s | [–—] | \s+\(not\b
+            | \s+(?:because|since|as|rather|instead)\b | \s*$ )""":
+        r"(?:^|(?<!not)(?<!instead\ of)\s) [(\[]? ([X]) [.):\]]",
     r"\b (?:option|choice) \s+ LETTER": r"\b (?:option|choice) \s+ [(\[]? ([X]) \b"}
 
 def find_written(text: str,          # what a model wrote, plain
@@ -580,25 +638,48 @@ def find_written(text: str,          # what a model wrote, plain
     texts = [normalise(plain_reply(option)) for option in options]
     if said in texts: return texts.index(said)
     for n, (letter, option) in enumerate(zip(letters, texts)):
-        if re.fullmatch(rf"\W*{letter}\W+{re.escape(option)}\W*", said, re.I): return n
+        both = rf"{letter}\W+{re.escape(option)}|{re.escape(option)}\W+{letter}" # "B. a dog", "a dog (B)"
+        if option and re.fullmatch(rf"\W*(?:{both})\W*", said, re.I): return n
     return None
+
+ARTICLE = r"(?:(?:an?|the) )?"
+LEADS = r"(?:.*(?:\b(?:is|are|be|will|would|think|say|choose|guess|so)|['’]s|[:,]) )?" # before an option's text
+
+def find_told(text: str,          # what a model wrote, plain
+              options: list[str], # what it could choose from
+              ) -> int | None:    # number of the option
+    "Find the only option that is named, where it closes or opens the only sentence."
+    said = normalise(text)
+    texts = [re.sub(f"^{ARTICLE}", "", normalise(plain_reply(option))) for option in options]
+    def is_named(option): return re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)
+    named = [n for n, option in enumerate(texts)
+             if (len(option) > 1 or option.isdecimal()) and is_named(option)]
+    if len(named) != 1 or re.search(r"[.;!?]\s|\?", said): return None
+    option = re.escape(texts[named[0]])
+    opens = re.match(rf"{ARTICLE}{option},", said)
+    closes = re.fullmatch(rf"{LEADS}{ARTICLE}{option}\W*", said)
+    denied = re.search(NEGATIVE, re.sub(option, "", said), re.X)
+    return named[0] if opens or closes and not denied else None
 
 # %% ../nbs/13_evaluation.ipynb #4b95ec51
 def parse_choice(text: str,          # what the model wrote
                  options: list[str], # what it could choose from
                  ) -> int | None:    # number of the option, or None if it cannot be told
     "Read the chosen option from free text. A letter counts where it stands as one: not in 'A dog'."
-    letters = LETTERS[:len(options)]
+    if not len(options): return None
+    letters, options = LETTERS[:len(options)], [*map(str, options)]
     text = plain_reply(text)
     written = find_written(text, options)
     if written is not None: return written
-    claims = [claim for form in CLAIMS.values() for claim in find_letters(text, form, letters)]
-    if claims: return letters.index(max(claims)[1])
+    claims = find_claims(text, letters)
+    if claims:
+        letter = settle(text, claims)
+        return letters.index(letter) if letter else None
     for form, others in FALLBACKS.items():
         found = {letter for _, letter in find_letters(text, form, letters)}
         beside = {letter for _, letter in find_letters(text, others, letters)}
         if len(found) == 1 and beside <= found: return letters.index(found.pop())
-    return None
+    return find_told(text, options)
 
 # %% ../nbs/13_evaluation.ipynb #82ed475a
 def with_answer(processor: Processor, # the model's
@@ -643,12 +724,16 @@ def score_options(model: VisionLanguageModel, # in eval mode
 def split_options(text: str,      # "A: …, B: …", as MMStar lists them, or "(A) …", "A. …" on lines of their own
                   ) -> list[str]: # the texts behind the letters; empty if there is no A
     "Split listed options, whose letters come in order, each after a comma or on a line of its own."
-    marks = []
-    for letter in LETTERS:
-        mark = re.compile(rf"(?:^|,\s*|\n\s*)(?:{letter}:|\({letter}\)|(?<!,\s){letter}[.)])\s")
-        found = mark.search(text, marks[-1].end() if marks else 0)
-        if not found: break
-        marks.append(found)
+    def find_marks(between, dotted): # what stands between options, and before a letter with a dot
+        marks = []
+        for letter in LETTERS:
+            form = rf"(?:^|{between}|\n\s*)(?:{letter}:|\({letter}\)|{dotted}{letter}[.)])\s"
+            found = re.compile(form).search(text, marks[-1].end() if marks else 0)
+            if not found: break
+            marks.append(found)
+        return marks
+    marks = find_marks(r",\s*", r"(?<!,\s)")
+    if len(marks) == 1: marks = find_marks(r"[,;]\s*", "") # "A. red, B. blue"
     ends = [mark.start() for mark in marks[1:]] + [None]
     return [text[mark.end():end].strip() for mark, end in zip(marks, ends)]
 
@@ -668,11 +753,24 @@ def read_question(row: dict, # of a benchmark
     def is_text(value): return isinstance(value, str) and bool(value.strip())
     question = re.sub(r"\bQuestion:", "\nQuestion:", row["question"])
     question = ORDERS.sub("", question).strip() or row["question"]
-    question = re.sub(r"^Question:\s*", "", question)
+    question = re.sub(r"^Question:\s*|\n\s*Answer:\s*$", "", question)
     contexts = [row[name].strip() for name in CONTEXTS if is_text(row.get(name))]
     return "\n".join([*contexts, question.strip()])
 
 # %% ../nbs/13_evaluation.ipynb #dcab7a99
+def read_listed(given: list,    # options, as a benchmark lists them
+                ) -> list[str]: # their texts
+    "Read options, without letters in front. Raises ValueError if one is missing before another."
+    given = [option.get("text") if isinstance(option, dict) else option for option in given]
+    while given and given[-1] is None: given.pop() # benchmarks fill short lists so
+    if None in given:
+        raise ValueError(f"an option is missing (null): {given}; the numbers of those behind it are not clear")
+    texts = [*map(str, given)]
+    bare = [re.sub(rf"^\s*\(?{letter}[.):]\s+", "", text) for letter, text in zip(LETTERS, texts)]
+    return bare if all(new != old for new, old in zip(bare, texts)) else texts
+
+COLUMNS = [*LETTERS, *(f"{kind}_{letter}" for kind in ("option", "choice") for letter in LETTERS.lower())]
+
 def read_options(row: dict, # of a benchmark
                  question: str, # its question, which may list them
                  ) -> tuple[str, list[str]]: # question without them, and the options; none if there are none
@@ -683,9 +781,10 @@ def read_options(row: dict, # of a benchmark
         except (ValueError, SyntaxError): pass
     if isinstance(given, dict): given = given.get("text") or list(given.values())
     if isinstance(given, str): given = split_options(given.strip())
-    columns = [*LETTERS, *(f"{kind}_{letter}" for kind in ("option", "choice") for letter in LETTERS.lower())]
-    given = given or [row[name] for name in columns if isinstance(row.get(name), str)]
-    if given: return question, [str(option) for option in given if option is not None]
+    if not isinstance(given, list | tuple | None):
+        raise ValueError(f"the choices are no list: {given!r}; give a list of texts")
+    given = given or [row[name] for name in COLUMNS if isinstance(row.get(name), str)]
+    if given: return question, read_listed(given)
     before, _, listed = re.sub(r"\n\s*Choices:", "\nOptions:",
                                question).partition("Options:")
     if not listed:
@@ -702,6 +801,9 @@ def read_gold(gold,               # what a benchmark says
               numbered: bool=False, # digits are an option's number, also where an option has this text
               ) -> int | None:    # number of the right option
     "Find which option is right: a number from 0, also as text, a letter such as '(C)', or the option's text."
+    if isinstance(gold, list) and len(gold) == 1: gold = gold[0]
+    if isinstance(gold, bool): gold = str(gold)
+    if not isinstance(gold, str | int | float): return None
     if isinstance(gold, float) and gold.is_integer(): gold = int(gold)
     digits = isinstance(gold, str) and gold.strip().isdecimal()
     if isinstance(gold, int) or digits and (numbered or gold.strip() not in options): number = int(gold)
@@ -723,23 +825,42 @@ def place_marks(texts: list[str], # a question and its options
     first = re.sub(r"^(\s*<image>\s*)+", "", placed)
     return [text.strip() for text in (placed if "<image>" in first else first).split("\0")]
 
+def image_columns(columns: list[str], # of a benchmark
+                  ) -> list[str]:     # image_0, image_1, …
+    "Sort the numbered columns that show images."
+    numbered = [name for name in columns if re.fullmatch(r"image_\d+", name)]
+    return sorted(numbered, key=lambda name: int(name[6:]))
+
 def find_images(row: dict, # of a benchmark
                 ) -> list: # its images; may be empty
     "Find the images of a row, in the columns that benchmarks have them in."
-    for name in ("decoded_image", "images", "image"):
-        found = row.get(name)
-        if found: return [image for image in (found if isinstance(found, list) else [found]) if image]
-    numbered = [f"image_{n}" for n in range(1, 100)]
-    return [row[name] for name in numbered if row.get(name)]
+    main = [name for name in ("decoded_image", "images", "image") if row.get(name)][:1]
+    found = [row[name] for name in main + image_columns(row)]
+    listed = chain.from_iterable(value if isinstance(value, list) else [value] for value in found)
+    return [image for image in listed if image]
 
 def find_gold(row: dict, # of a benchmark
               ):         # -> what it says is right, or None
     "Find the gold of a row."
     return next((row[name] for name in GOLDS if row.get(name) is not None), None)
 
+def label_gold(row: dict, # of a benchmark
+               ):         # -> its gold; if `choices` name labels (ARC), the number of the one that it is
+    "Find the gold of a row, by the labels of its options."
+    gold = find_gold(row)
+    choices = row.get("choices") or row.get("options")
+    labels = choices.get("label") if isinstance(choices, dict) else None
+    labels = [*map(str, labels or [])]
+    return labels.index(str(gold).strip()) if str(gold).strip() in labels else gold
+
 def require_columns(columns: list[str], # of a benchmark
+                    pictures: list[str]=(), # those that hold pictures
                     ):
-    "Raises ValueError if the columns hold no question or no answer."
+    "Raises ValueError if the columns hold no question or no answer, or pictures that are not shown."
+    others = {*pictures} - {"decoded_image", "images", "image", *image_columns(pictures)}
+    if others:
+        raise ValueError(f"there are pictures in {', '.join(sorted(others))}, and only those of image, images or "
+                         "image_1, image_2, … are shown: rename yours, or take it away")
     if "question" in columns and any(name in columns for name in GOLDS): return
     raise ValueError(f"the columns are {', '.join(sorted(columns))}: a multiple-choice benchmark needs "
                      f"'question' and one of {', '.join(GOLDS)}; rename yours")
@@ -751,12 +872,13 @@ def read_choice(row: dict, # of a benchmark such as MMStar, ScienceQA or MMMU
     "Read a multiple-choice question. Raises ValueError if its columns, options or answer cannot be read."
     require_columns([*row])
     if not isinstance(row["question"], str):
-        raise ValueError(f"the question is {row['question']!r}: give a text")
+        raise ValueError(f"the question is no text: {row['question']!r}")
+    if not row["question"].strip(): raise ValueError("the question is empty: fill it in, or leave the row out")
     question, options = read_options(row, read_question(row))
     if not options:
         raise ValueError(f"no options A, B, … in the question {row['question'][:200]!r}, and no column "
                          f"'choices' among {', '.join(row)}: add it, or 'Options: A: …, B: …' to the text")
-    gold = find_gold(row)
+    gold = label_gold(row)
     answer = read_gold(gold, options, numbered)
     if answer is None:
         raise ValueError(f"the answer {gold!r} is none of the {len(options)} options of {question[:80]!r}: "
@@ -784,12 +906,45 @@ class Lazy(Sequence):
 
 def gives_numbers(rows, # of a benchmark
                   ) -> bool:
-    "Tell whether golds in digits are numbers of options: some is no option's text."
+    """Tell whether golds in digits are numbers of options: some is no option's text.
+
+    Raises ValueError if they seem to be counted from 1."""
+    numbers, digits = [], [] # golds of whole numbers, and in digits; each with its row's count of options
+    is_text = True
     for row in rows:
-        gold = find_gold(row)
-        if not (isinstance(gold, str) and gold.strip().isdecimal() and row["question"]): continue
-        if gold.strip() not in read_options(row, read_question(row))[1]: return True
-    return False
+        gold = label_gold(row)
+        if isinstance(gold, bool) or not re.fullmatch(r"\s*\d+(\.0)?\s*", str(gold)): continue
+        try: options = read_options(row, read_question(row))[1]
+        except (TypeError, ValueError): continue # is left out later
+        found = int(float(gold)), len(options)
+        if not isinstance(gold, str): numbers.append(found)
+        elif gold.strip().isdecimal():
+            digits.append(found)
+            is_text = is_text and gold.strip() in options
+    if not is_text: numbers += digits
+    if numbers and min(numbers)[0] > 0 and any(number == count for number, count in numbers):
+        raise ValueError("some answers are the number of their options, and none is 0: they seem to be counted "
+                         "from 1; subtract 1, or give letters")
+    return not is_text
+
+def check_shards(files: list[str], # Parquet files of one benchmark
+                 ):
+    "Raises ValueError, with its name, for a file that is damaged or unlike the first; or if there is no row."
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+    tables = {}
+    for file in files:
+        try: tables[file] = ParquetFile(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"cannot read {file} ({str(error).splitlines()[0][:120]}): copy it again, or take it "
+                             "out of the folder") from None
+    def columns(file): return sorted(tables[file].schema_arrow.names)
+    for file in files:
+        if columns(file) == columns(files[0]): continue
+        raise ValueError(f"{file} has the columns {columns(file)}, and {files[0]} has {columns(files[0])}: "
+                         "write all files of a benchmark alike")
+    if any(table.metadata.num_rows for table in tables.values()): return
+    raise ValueError(f"{files[0]} has no rows: write it again, or choose another split")
 
 def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a folder of Parquet files in the same form
                  split: str=None,  # which part of it; None = "val", or else "test"
@@ -799,30 +954,45 @@ def load_choices(name: str,        # a hub name such as "Lin-Chen/MMStar", or a 
     Raises FileNotFoundError for a folder without Parquet files, ValueError for other splits or columns."""
     from datasets import Image, List
     split = split or pick_split(name, "val", "test")
-    if Path(name).is_dir(): rows = load_files("parquet", data_files=split_files(name, split), split="train")
+    if Path(name).is_dir():
+        files = split_files(name, split)
+        check_shards(files)
+        rows = load_files("parquet", data_files=files, split="train")
     else:
         check_hub_name(name, "benchmark", "a folder of Parquet files")
         rows = load_files(name, split=split)
-    require_columns(rows.column_names)
+    require_columns(rows.column_names, picture_columns(rows.features.arrow_schema))
     for column, feature in rows.features.items():
         stored = Image(decode=False)
         if isinstance(feature, Image): rows = rows.cast_column(column, stored)
         if isinstance(getattr(feature, "feature", None),
                       Image): rows = rows.cast_column(column, List(stored))
-    names = [name for name in rows.column_names if "image" not in name]
-    numbered = gives_numbers(rows.select_columns(names))
+    names = {"question", "choices", "options", *CONTEXTS, *GOLDS, *COLUMNS} & {*rows.column_names}
+    numbered = gives_numbers(rows.select_columns(sorted(names)))
     return Lazy(len(rows), lambda n: read_choice(rows[n], numbered))
 
 # %% ../nbs/13_evaluation.ipynb #5e0c1a05
+def check_choice(choice, # as from `read_choice`
+                 ):
+    "Raises ValueError if a question, its options or its answer is of a wrong kind."
+    for name, kind in dict(question=str, options=list, answer=int).items():
+        if isinstance(choice, dict) and isinstance(choice.get(name), kind): continue
+        raise ValueError(f"{name} is missing, or no {kind.__name__}: give what read_choice returns")
+    if not 0 <= choice["answer"] < len(choice["options"]) <= len(LETTERS):
+        raise ValueError("the answer is none of the options: give its number from 0")
+
 def read_all(choices: Sequence[dict], # from `load_choices`
              unusable: dict,          # is filled: (number, None): why it is left out
              ) -> dict[int, dict]:    # number: question, options, answer, source
     "Read all questions, without keeping their images."
     found = {}
     for n in range(len(choices)):
-        try: choice = choices[n]
+        try:
+            choice = choices[n]
+            check_choice(choice)
         except ValueError as error: unusable[n, None] = str(error).split(":")[0]
-        else: found[n] = {name: value for name, value in choice.items() if name != "images"}
+        else: found[n] = {name: choice[name] for name in ("question", "options", "answer")}
+        if n in found: found[n]["source"] = str(choice.get("source", "all"))
     return found
 
 def evaluate_choices(model: VisionLanguageModel, # in eval mode
@@ -841,7 +1011,7 @@ def evaluate_choices(model: VisionLanguageModel, # in eval mode
         c = found[n]
         prompt = choice_prompt(c["question"], c["options"])
         text = dict(user=prompt, assistant=LETTERS[c["answer"]], source=c["source"])
-        return dict(images=choices[n]["images"], texts=[text])
+        return dict(images=choices[n].get("images"), texts=[text])
     pictures = Pictures(Lazy(len(choices), row), processor, unusable)
     def answered(images): # predictions; right is the option that a reply names
         predictions = predict(model, processor, pictures, images, **kwargs)

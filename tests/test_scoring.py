@@ -1,5 +1,5 @@
 "Answers are scored right: choices in free text, forms of benchmarks, metrics, intervals, bad rows."
-import io, json, math, random, weakref
+import io, json, math, random, time, weakref
 import datasets
 import pytest
 import torch
@@ -67,25 +67,73 @@ REPLIES = {
         "B should be the answer", "Answer → B", "B; it barks", "Assistant: B", "boxed{B}", "A? B!",
         "['B']", '{"answer": "B"}', "Correct option: B", "I'm going with B.", "(b) a dog", "<b>B</b>",
         "I first thought it was A, but the answer is B.", "The answer isn't A. It's B.",
-        "It is definitely not A. The answer must be B.", "Answer: A... no, B.", "$\\text{B}$"],
+        "It is definitely not A. The answer must be B.", "Answer: A... no, B.", "$\\text{B}$",
+        "The answer is a dog", "It's a dog", "So a dog", "I think a dog"],
     0: ["A", "The answer is A", "The answer is A because it purrs", "Option A is correct",
         "A, because it purrs", "(A) a cat", "A\nThe animal purrs.", "A. Cats purr.",
-        "Answer: A\nThe cat purrs.", "It is A.", "The answer is B. Actually, it is A."],
+        "Answer: A\nThe cat purrs.", "It is A.", "The answer is B. Actually, it is A.", "Answer: A cat"],
     3: ["Nothing", "D", "D. Nothing"],
-    None: ["A dog is in the picture", "The answer is a dog", "I cannot answer a question",
+    None: ["A dog is in the picture", "I cannot answer a question",
         "Both A and B", "E", "Definitely a dog", "An animal", "", "A, B, C or D?", "A or B",
         "The answer is A or B.", "The answer is not A", "Option A is wrong", "It isn't A",
         "I see nothing like that.", "Of A, B, C and D it is red.", "A dog.\nIt barks.",
         "Neither A nor B is correct", "A is wrong", "A. a cat\nB. a dog\nC. a red car\nD. nothing",
-        "A\nB\nC\nD", "A B-52 bomber", "A+", "It's a dog", "So a dog", "I think a dog",
+        "A\nB\nC\nD", "A B-52 bomber", "A+",
         "The correct answer is a dog that barks", "Is it A?", "The answer could be A, B or C.",
         "Not A.", "A dog is right of a cat", "The answer isn't A.", "The answer cannot be A",
         "If it were a cat, the answer would be A", "(A) a cat (B) a dog (C) a red car",
         "A cat or a dog", "A. B. Smith", "I'm not sure", "A. On second thought, B.",
         "A, but B fits as well", "So not A", "A and B are wrong", "The incorrect answer is A",
         "A is not the answer", "The answer is definitely not A", "The answer must be either A or B",
-        "A... or not", "Answer: A cat", "Answers may vary", "A5", "Vitamin A is in carrots"],
+        "A... or not", "Answers may vary", "A5", "Vitamin A is in carrots"],
 }
+ANIMALS = ["cat", "dog", "bird", "fish"]
+READ = { # other letters are mentioned, after the claim or before; words that models use
+    2: ["C is the answer. A is a cat.", "(C) is the right answer. B barks.", "C is the best answer\nA: cat",
+        "C is the correct answer.\n\nA. cat: wrong.", "C is the answer - A is a cat",
+        "C must be the answer. B has fur.", "The correct answer is C. Students often answer A.",
+        "The correct answer is C. Some people say A.", "The correct answer is C (many choose A).",
+        "C is correct; the common answer A is a trap.", "C. The answer A is for cats.",
+        "I choose C. You might think B, but dogs have fur.", "I select C. I think A is a cat.",
+        "C. I say A is a cat.", "C. I think that A is a cat.", "C. So A is out.", "C. It is A that has fur.",
+        "The answer is C. Let me know if you think A is better.", "Many would say A, but the answer is C.",
+        "The answer could be A or C, but C is more likely.", "Between A and C, C is the better choice.",
+        "Answer: C\n\nQuestion: what is it?\nA. x\nB. y\nAnswer: A", "C\n\nQuestion 2: ...\nB",
+        "The answer is C.\nHuman: Are you sure it is not A?", "The answer is C.\n\nUser: A?\nAssistant: A",
+        "I was wrong to say A. C.", "Although I first said the answer is A, the answer is C",
+        "It turns out that the answer is C.", "If I had to guess, I'd say C.", "Without doubt the answer is C.",
+        "C fits best.", "My guess is C", "C it is.", "Ans: C", "Letter: C", "Selected: C", "Correct: C",
+        "C—it sings", "C (not A)", "C rather than A", "C instead of A.", "答案：C", "答案是 C", "Antwort: C",
+        "La respuesta es C.", "Die Antwort ist C.", "La réponse est C.", "Only C is left.", "That leaves C.",
+        "It is a bird: C", "The answer could be C", "Correct option → C", "Bird (C)", "bird - C",
+        "The answer is bird.", "a bird", "It is a bird.", "A BIRD.", "Answer: a bird", "So a bird",
+        "The bird", "This is a bird"],
+    None: ["There is no correct answer. A is a cat.", "The answer is C. In contrast, A is right for cats.",
+           "The answer is C. Option A is the answer for cats.", "This is a",
+           "The answer is C for the bird, whereas the answer is A for the cat.", "I don't think A is correct.",
+           "I do not believe it is A.", "I doubt that the answer is A.", "It is unlikely that the answer is A.",
+           "No way it is A.", "It's hard to say whether the answer is A.", "Point A is right.",
+           "None of A, B, C, D is correct.", "Suppose the answer is A. Then there is fur: contradiction.",
+           "not a dog", "It is not a bird.", "A bird or a fish", "Is it a bird?", "I see a bird in a tree"],
+}
+TALKS = [(reply, wanted) for wanted, replies in READ.items() for reply in replies]
+
+@pytest.mark.parametrize("reply, wanted", TALKS, ids=[repr(reply)[:60] for reply, _ in TALKS])
+def test_what_else_is_said_is_no_claim(reply, wanted): assert parse_choice(reply, ANIMALS) == wanted
+
+@pytest.mark.parametrize("options, reply, wanted", [
+    (["Paris", "Rome"], "The answer is Rome.", 1), (["Figure A", "Figure B"], "The answer is Figure B.", 1),
+    (["Figure A", "Figure B"], "The answer is not Figure B.", None), (["2", "3"], "There are 3.", 1),
+    (["Yes", "No"], "No, it is not.", 1), (["Yes", "No"], "The answer is yes.", 0),
+    (["2", "3"], "Option 2 has 3", None), ([], "A", None), ([2, 3], "3", 1), (["rise", "fall"], "It will fall.", 1)])
+def test_the_text_of_one_option_is_read(options, reply, wanted): assert parse_choice(reply, options) == wanted
+
+@pytest.mark.parametrize("part", ["if ", "<think>", "answer ", "A, ", " ", "\n", "not ", "I think ", ". "])
+def test_a_long_reply_is_read_at_once(part):
+    start = time.process_time()
+    assert parse_choice(part * 30_000 + "\nThe answer is B.", OPTIONS) == 1
+    assert time.process_time() - start < 2
+
 CASES = [(reply, wanted) for wanted, replies in REPLIES.items() for reply in replies]
 
 def test_the_table_is_long(): assert len(CASES) > 200
@@ -199,6 +247,40 @@ def test_what_is_no_order_stays(question):
 def test_no_column_with_a_picture_is_ignored(columns, wanted):
     assert read_choice(row_of(**columns))["images"] == wanted
 
+@pytest.mark.parametrize("columns, wanted", [
+    (dict(choices=dict(text=COLORS, label=["1", "2", "3"]), answer="2"), 1),
+    (dict(choices=dict(text=COLORS, label=[1, 2, 3]), answer=3), 2),
+    (dict(choices=["True", "False"], answer=True), 0), (dict(choices=["False", "True"], answer=True), 1),
+    (dict(answer=["C"]), 2), (dict(choices=[*COLORS, None], answer="B"), 1)])
+def test_what_is_right_is_never_another_option(columns, wanted):
+    assert read_choice(row_of(**columns))["answer"] == wanted
+
+@pytest.mark.parametrize("columns", [
+    dict(choices=["A. Red", "B. Green", "C. Blue"]), dict(choices=["(A) Red", "(B) Green", "(C) Blue"]),
+    dict(choices=[dict(text=color) for color in COLORS]),
+    dict(choices=None, question="Which?\nOptions: A. Red, B. Green, C. Blue"),
+    dict(choices=None, question="Which?\nA. Red\nB. Green\nC. Blue\nAnswer:"),
+    dict(choices="A: Red; B: Green; C: Blue")])
+def test_options_are_bare(columns):
+    found = read_choice(row_of(**columns))
+    assert found["options"] == COLORS and found["question"] == "Which?"
+
+@pytest.mark.parametrize("options", [["A. Smith", "Jones"], ["A. one", "C. three"], ["A", "B"]])
+def test_what_is_no_letter_of_a_list_stays(options):
+    assert read_choice(row_of(choices=options, answer=0))["options"] == options
+
+@pytest.mark.parametrize("columns, message", [
+    (dict(choices=["Red", None, "Blue"]), "missing .null"), (dict(choices=5), "no list: 5"),
+    (dict(question="  "), "question is empty"), (dict(question=5), "no text: 5"),
+    (dict(answer=dict(a=1)), "none of the 3"), (dict(answer=True), "none of the 3")])
+def test_what_cannot_be_read_is_refused(columns, message):
+    with pytest.raises(ValueError, match=message): read_choice(row_of(**columns))
+
+@pytest.mark.parametrize("columns, wanted", [
+    (dict(image_0="zero", image_1="one"), ["zero", "one"]), (dict(image="main", image_1="one"), ["main", "one"]),
+    (dict(image_2="two", image_10="ten", image_1="one"), ["one", "two", "ten"])])
+def test_numbered_pictures_are_all_shown(columns, wanted): assert read_choice(row_of(**columns))["images"] == wanted
+
 def picture(seed=0, size=(64, 64)):
     file = io.BytesIO()
     random_bytes = random.Random(seed).randbytes(3 * size[0] * size[1])
@@ -241,7 +323,37 @@ def test_a_benchmark_with_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prompt, target"):
         load_choices(benchmark(tmp_path, [dict(prompt="Which?", target="A")]))
 
+@pytest.mark.parametrize("name", ["photo", "img", "Image", "picture", "mask"])
+def test_pictures_that_would_not_be_shown_are_refused(tmp_path, name):
+    rows = datasets.Dataset.from_list([row_of(**{name: picture()})]).cast_column(name, datasets.Image())
+    rows.to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match=f"pictures in {name}"): load_choices(str(tmp_path))
+
+@pytest.mark.parametrize("golds, refused", [
+    ([1, 2, 3, 1], True), (["1", "2", "3"], True), ([1.0, 3.0], True), ([0, 1, 2, 3], False), ([1, 2, 1], False)])
+def test_golds_that_are_counted_from_1_are_refused(tmp_path, golds, refused):
+    folder = benchmark(tmp_path, [row_of(answer=gold) for gold in golds])
+    if not refused: assert len(load_choices(folder)) == len(golds)
+    else:
+        with pytest.raises(ValueError, match="counted from 1"): load_choices(folder)
+
+def test_a_damaged_file_of_a_benchmark_is_named(tmp_path):
+    benchmark(tmp_path, [row_of()], "val-0")
+    damaged = tmp_path / "val-1.parquet"
+    for data, message in ((b"", "val-1.*0 bytes"), ((tmp_path / "val-0.parquet").read_bytes()[:-9], "val-1")):
+        damaged.write_bytes(data)
+        with pytest.raises(ValueError, match=message): load_choices(str(tmp_path))
+    benchmark(tmp_path, [row_of(kind="x")], "val-1")
+    with pytest.raises(ValueError, match="val-1.*columns.*kind.*alike"): load_choices(str(tmp_path))
+
+def test_a_benchmark_without_rows_is_named(tmp_path):
+    datasets.Dataset.from_list([row_of()]).select([]).to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match="val.parquet has no rows"): load_choices(str(tmp_path))
+
 # Metrics
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_accepted_is_nothing_scored(metric): assert METRICS[metric]("x", []) == 0
 
 @pytest.mark.parametrize("text, wanted", [
     ("The two dogs.", "2 dogs"), ("a dog", "dog"), ("An  apple\n", "apple"), ("dont", "don't"),
@@ -335,7 +447,7 @@ def test_intervals_hold_what_they_promise(images, questions):
 def test_questions_about_an_image_in_several_rows_are_one_cluster(model, processor, monkeypatch):
     Parrot(monkeypatch, processor, "blue")
     rows = [dict(images=[picture(n // 5)],
-        texts=[turn(assistant="blue" if n < 10 else "red")]) for n in range(20)]
+        texts=[turn(f"is it {n}?", "blue" if n < 10 else "red")]) for n in range(20)]
     metrics = evaluate(model, processor, rows)
     assert metrics["images"] == 4 and metrics["interval"] == pytest.approx(wilson(2, 4))
     assert "20 questions about 4 images" in report(metrics)
@@ -398,6 +510,51 @@ def test_a_bad_row_is_left_out_and_counted(model, processor, monkeypatch, row, r
     assert metrics["count"] == 3 and count == 1 and reason in why
     assert [p["row"] for p in metrics["predictions"]] == [0, 2, 3]
 
+ODD = [None, 5, "texts", ["texts"], {}, dict(texts="texts"), dict(texts={}), dict(texts=["turn"]), dict(texts=[5])]
+
+@pytest.mark.parametrize("row", ODD, ids=map(str, ODD))
+def test_what_is_no_row_is_left_out_and_counted(model, processor, monkeypatch, row):
+    Parrot(monkeypatch, processor, "blue")
+    metrics = evaluate(model, processor, [*rows_of([turn()], [turn()]), row])
+    (why, count), = metrics["unusable"].items()
+    assert metrics["count"] == 2 and count == 1 and "row 2" in why
+
+@pytest.mark.parametrize("change", [
+    lambda row: row | dict(images=row["images"][0]), lambda row: row | dict(images=(*row["images"],)),
+    lambda row: row | dict(texts=[turn(source=["a", "b"])]), lambda row: row | dict(texts=(turn(),)),
+    lambda row: row | dict(texts=[turn(assistant=None, answers="blue")])])
+def test_other_forms_of_a_row_are_read(model, processor, monkeypatch, change):
+    Parrot(monkeypatch, processor, "blue")
+    first, second = rows_of([turn()], [turn()])
+    metrics = evaluate(model, processor, [change(first), second])
+    assert metrics["count"] == 2 and metrics["exact_match"] == 1 and metrics["unusable"] == {}
+
+def test_a_row_that_is_there_again_is_asked_once(model, processor, monkeypatch):
+    "A mixture with weights repeats rows: that is no news, and no narrower interval."
+    Parrot(monkeypatch, processor, "blue")
+    rows = rows_of([turn(), turn("is it red?", "no")], [turn(user="what is it?", assistant="red")])
+    once, again = evaluate(model, processor, rows), evaluate(model, processor, rows * 9)
+    assert again["interval"] == once["interval"] and again["count"] == 3 and [*again["unusable"].values()] == [24]
+    asked = rows_of([turn()])[0]
+    other = asked | dict(texts=[turn(assistant="red")]), asked | dict(texts=[turn(user="is it red?")])
+    assert evaluate(model, processor, [asked, *other])["count"] == 3
+
+def test_why_an_image_cannot_be_read_is_told(model, processor, monkeypatch):
+    Parrot(monkeypatch, processor, "blue")
+    bad = [dict(images=[name], texts=[turn()]) for name in ("a.png", "b.png")]
+    (why, count), = evaluate(model, processor, rows_of([turn()]) + bad)["unusable"].items()
+    assert "it is not there" in why and count == 2 and "\n" not in why
+
+@pytest.mark.parametrize("change, reason", [
+    (dict(answer=5), "none of the options"), (dict(answer="C"), "answer is missing"),
+    (dict(question=None), "question is missing"), (dict(options="abc"), "options is missing")])
+def test_odd_choices_are_left_out(model, processor, monkeypatch, change, reason):
+    Parrot(monkeypatch, processor, "C")
+    good = [read_choice(row_of(image=picture(n))) for n in range(2)]
+    metrics = evaluate_choices(model, processor, [*good, good[0] | change])
+    (why, count), = metrics["unusable"].items()
+    assert metrics["count"] == 2 and reason in why and count == 1
+
 def test_a_question_without_a_source_is_asked(model, processor, monkeypatch):
     Parrot(monkeypatch, processor, "blue")
     metrics = evaluate(model, processor, rows_of([turn(source=None)], [turn()]))
@@ -452,7 +609,7 @@ def test_few_images_are_open_at_a_time(model, processor, monkeypatch):
     predict(model, processor, rows_of(*[[turn()]] * 40), "other", batch_size=4)
     assert len(opened) >= 40 and max(alive) <= 4 + 2 # of a batch, and the last two
 
-@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("size", [0, -1, "2", None, 1.5])
 def test_a_batch_of_nothing_is_refused(model, processor, size):
     with pytest.raises(ValueError, match="at least 1"):
         predict(model, processor, rows_of([turn()]), batch_size=size)
