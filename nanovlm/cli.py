@@ -195,6 +195,7 @@ class EvaluateCommand:
         data = self.data or "easy-vqa"
         split = self.split or pick_split(data, "test", "validation")
         parts = open_data(data, split, turns=self.turns)
+        for part in parts: part.weight = None # each row once: a question that comes again is no news
         metric = self.metric or pick_metric([part.name for part in parts])
         return evaluate(model, processor, mix(parts), metric=metric, **options)
 

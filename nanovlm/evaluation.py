@@ -215,7 +215,8 @@ def list_questions(rows,           # Dataset, or a list, in The Cauldron's schem
         turns = row.get("texts") if isinstance(row, dict) else None
         if not isinstance(turns, list | tuple): turns = []
         history = []
-        if not turns: unusable.setdefault((n, None), "the row has no questions: give 'texts', a list of turns")
+        if not turns:
+            unusable.setdefault((n, None), "the row has no questions: give 'texts', a list of turns")
         for k, turn in enumerate(turns):
             accepted = list_answers(turn)
             if accepted and not turn.get("assistant"): turn = turn | dict(assistant=accepted[0])
@@ -309,15 +310,10 @@ def make_prompts(pictures: Pictures, # of the rows
     "Yield the questions about some rows; what cannot be asked is noted in the pictures' `unusable`."
     processor = pictures.processor
     limit = processor.max_length
-    first = {} # what is shown and asked: number of the first row that has it
     for k, asked in list_questions(pictures.rows, pictures.unusable):
         n = asked["row"]
         grids = pictures.look(n)
         if grids is None: continue
-        asks = pictures.names[n], k, asked["question"], asked["answer"], str(asked.get("history"))
-        if first.setdefault(asks, n) != n:
-            pictures.unusable[n, k] = "another row shows and asks the same"
-            continue
         fault = None
         try: prompt = processor.prompt(asked["question"], grids, asked.get("history", ()))
         except ValueError as error: fault = f"the prompt cannot be written ({error})" # marks without images, say
@@ -401,7 +397,8 @@ def predict(model: VisionLanguageModel, # in eval mode
     if metric not in METRICS:
         raise ValueError(f"the metric {metric!r} is not known: choose one of {', '.join(METRICS)}")
     for name, value in dict(batch_size=batch_size, max_new_tokens=max_new_tokens).items():
-        if not isinstance(value, int) or value < 1: raise ValueError(f"{name} is {value!r}: give a whole number, at least 1")
+        if isinstance(value, int) and value >= 1: continue
+        raise ValueError(f"{name} is {value!r}: give a whole number, at least 1")
     pictures = as_pictures(rows, processor)
     batches = in_batches(make_prompts(pictures, images, max_new_tokens), batch_size)
     answer = partial(answer_batch, model, processor, max_new_tokens=max_new_tokens)
@@ -538,7 +535,8 @@ def plain_reply(text: str, # what a model wrote
 # %% ../nbs/13_evaluation.ipynb #38c605a2
 NEGATIVE = r"(?: \b (?:not|cannot|never|neither|nor|wrong|incorrect|false|out|less|least|if) \b | n['’]t \b )"
 GOOD = r"\b (?:correct|answer|best|better|likely|likelier|true|my\s+choice|right (?!\s+(?:of|next|in)) ) \b"
-THINGS = "".join(rf"(?<!{thing}\ )" for thing in "point figure panel image part class group plan vitamin".split())
+THINGS = "".join(rf"(?<!{thing}\ )"
+                 for thing in "point figure panel image part class group plan vitamin".split())
 LETTER = rf"""{THINGS} [(\[]? (?<![\w'’]) ([X]) (?![\w'’+]|-\w) [)\]]? # alone, perhaps in brackets; not
     (?! (?<=[ai]) [ ]+ (?!(?:because|since|as|is|was|and|or|but|for)\b) [^\W\d_] )  # "A dog", "I see",
     (?! \s* (?:,|/|&|\bor\b|\band\b) \s* (?:(?:or|and)\s)? [(\[]?
@@ -576,7 +574,8 @@ CLAIMS = { # an example: the form, a regular expression
     "answer B": r"\b (?: answer [ ]* [→>-]* | option [ ]* → | (?:ans|correct|selected) [.:]* ) [ ]* LETTER",
     "B is correct":
         rf"(?<!or\ ) (?<!\b[X],\ [X],\ ) LETTER \s+ (?: (?: is|seems|looks"
-        rf"| (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+ (?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}? {GOOD}"
+        rf"| (?:would|should|must|appears\ to|seems\ to) \s+ be ) \s+"
+        rf"(?: (?!{NEGATIVE}) \w+ \s+ ){{0,3}}? {GOOD}"
         r"| (?:fits|matches) \s+ best \b | it\ is \W*$ | remains \b )",
     "it must be B":
         r"\b (?: (?:it|this|that) (?: ['’]?s | \s+is | \s+would\s+be ) | (?:must|has\s+to)\s+be ) \b"
@@ -764,7 +763,8 @@ def read_listed(given: list,    # options, as a benchmark lists them
     given = [option.get("text") if isinstance(option, dict) else option for option in given]
     while given and given[-1] is None: given.pop() # benchmarks fill short lists so
     if None in given:
-        raise ValueError(f"an option is missing (null): {given}; the numbers of those behind it are not clear")
+        raise ValueError(f"an option is missing (null): {given}; the numbers of those behind it "
+                         "are not clear")
     texts = [*map(str, given)]
     bare = [re.sub(rf"^\s*\(?{letter}[.):]\s+", "", text) for letter, text in zip(LETTERS, texts)]
     return bare if all(new != old for new, old in zip(bare, texts)) else texts
@@ -859,8 +859,8 @@ def require_columns(columns: list[str], # of a benchmark
     "Raises ValueError if the columns hold no question or no answer, or pictures that are not shown."
     others = {*pictures} - {"decoded_image", "images", "image", *image_columns(pictures)}
     if others:
-        raise ValueError(f"there are pictures in {', '.join(sorted(others))}, and only those of image, images or "
-                         "image_1, image_2, … are shown: rename yours, or take it away")
+        raise ValueError(f"there are pictures in {', '.join(sorted(others))}, and only those of image, "
+                         "images or image_1, image_2, … are shown: rename yours, or take it away")
     if "question" in columns and any(name in columns for name in GOLDS): return
     raise ValueError(f"the columns are {', '.join(sorted(columns))}: a multiple-choice benchmark needs "
                      f"'question' and one of {', '.join(GOLDS)}; rename yours")
@@ -873,7 +873,8 @@ def read_choice(row: dict, # of a benchmark such as MMStar, ScienceQA or MMMU
     require_columns([*row])
     if not isinstance(row["question"], str):
         raise ValueError(f"the question is no text: {row['question']!r}")
-    if not row["question"].strip(): raise ValueError("the question is empty: fill it in, or leave the row out")
+    if not row["question"].strip():
+        raise ValueError("the question is empty: fill it in, or leave the row out")
     question, options = read_options(row, read_question(row))
     if not options:
         raise ValueError(f"no options A, B, … in the question {row['question'][:200]!r}, and no column "
@@ -923,8 +924,8 @@ def gives_numbers(rows, # of a benchmark
             is_text = is_text and gold.strip() in options
     if not is_text: numbers += digits
     if numbers and min(numbers)[0] > 0 and any(number == count for number, count in numbers):
-        raise ValueError("some answers are the number of their options, and none is 0: they seem to be counted "
-                         "from 1; subtract 1, or give letters")
+        raise ValueError("some answers are the number of their options, and none is 0: they seem to be "
+                         "counted from 1; subtract 1, or give letters")
     return not is_text
 
 def check_shards(files: list[str], # Parquet files of one benchmark
@@ -936,8 +937,8 @@ def check_shards(files: list[str], # Parquet files of one benchmark
     for file in files:
         try: tables[file] = ParquetFile(file)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"cannot read {file} ({str(error).splitlines()[0][:120]}): copy it again, or take it "
-                             "out of the folder") from None
+            raise ValueError(f"cannot read {file} ({str(error).splitlines()[0][:120]}): copy it again, "
+                             "or take it out of the folder") from None
     def columns(file): return sorted(tables[file].schema_arrow.names)
     for file in files:
         if columns(file) == columns(files[0]): continue

@@ -1,7 +1,8 @@
 "The command line as a user meets it: in a process of its own, with mistakes."
-import json, shlex
+import io, json, shlex
 from dataclasses import fields
 import pytest
+from datasets import Dataset
 from PIL import Image
 from nanovlm import ask
 from nanovlm.cli import main
@@ -71,6 +72,18 @@ def test_evaluate(cli, tmp_path):
     result = cli("evaluate", "tiny", "--data", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "exact match" in result.stdout and "blank image" in result.stdout
+
+def test_an_evaluation_asks_each_question_once(capsys, tmp_path):
+    "Weights are for training: a question that comes again would narrow the interval."
+    for n, name in enumerate("ab"):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(file, "png")
+        row = dict(images=[dict(bytes=file.getvalue(), path=None)],
+                   texts=[dict(user="what?", assistant="x", source="s")])
+        (tmp_path / name).mkdir()
+        Dataset.from_list([row]).to_parquet(tmp_path / name / "test-0.parquet")
+    main(["evaluate", "tiny", "--data", f"{tmp_path}:a=5,b=1"])
+    assert "2 questions" in capsys.readouterr().out
 
 @pytest.fixture
 def colors(tmp_path):

@@ -614,7 +614,8 @@ def test_a_folders_name_is_no_pattern(tmp_path, name):
 @pytest.mark.parametrize("lines, message", [
     (["file_name,question,answer,split", "0.png,q,a,train", "1.png,q,a,tarin"], "row 2 .*split 'tarin'"),
     (["file_name,question,answer,split", "0.png,q,a,train", "1.png,q,a,"], "row 2 .*split ''"),
-    (["file_name,question,answer,Split", "0.png,q,a,train", "1.png,q,a,test"], "'train' in the column 'Split'"),
+    (["file_name,question,answer,Split", "0.png,q,a,train", "1.png,q,a,test"],
+     "'train' in the column 'Split'"),
     (["file_name,question,answer,set", "0.png,q,a,train"], "rename it to 'split'"),
     (["file_name,question,answer,left", "0.png,q,a,1.png"], "the picture 1.png in 'left'"),
     (["file_name,question,answer,file_name_2", "0.png,q,a,1.png"], "file_name_2")], ids=str)
@@ -655,4 +656,5 @@ def test_a_stream_of_which_nothing_can_be_used_ends_after_a_few_passes(tmp_path,
     rows = [row(n) | dict(texts=[dict(user="q", assistant=None, source="s")]) for n in range(6)]
     write(tmp_path / "train-0.parquet", rows)
     windows = Windows(Examples(load_data(str(tmp_path), streaming=True), processor), 4)
-    with pytest.raises(ValueError, match=r"none of the rows \(\d+ were tried\) can be used"): next(iter(windows))
+    with pytest.raises(ValueError, match=r"none of the rows \(\d+ were tried\) can be used"):
+        next(iter(windows))

@@ -101,7 +101,8 @@ READ = { # other letters are mentioned, after the claim or before; words that mo
         "Answer: C\n\nQuestion: what is it?\nA. x\nB. y\nAnswer: A", "C\n\nQuestion 2: ...\nB",
         "The answer is C.\nHuman: Are you sure it is not A?", "The answer is C.\n\nUser: A?\nAssistant: A",
         "I was wrong to say A. C.", "Although I first said the answer is A, the answer is C",
-        "It turns out that the answer is C.", "If I had to guess, I'd say C.", "Without doubt the answer is C.",
+        "It turns out that the answer is C.",
+        "If I had to guess, I'd say C.", "Without doubt the answer is C.",
         "C fits best.", "My guess is C", "C it is.", "Ans: C", "Letter: C", "Selected: C", "Correct: C",
         "C—it sings", "C (not A)", "C rather than A", "C instead of A.", "答案：C", "答案是 C", "Antwort: C",
         "La respuesta es C.", "Die Antwort ist C.", "La réponse est C.", "Only C is left.", "That leaves C.",
@@ -110,8 +111,10 @@ READ = { # other letters are mentioned, after the claim or before; words that mo
         "The bird", "This is a bird"],
     None: ["There is no correct answer. A is a cat.", "The answer is C. In contrast, A is right for cats.",
            "The answer is C. Option A is the answer for cats.", "This is a",
-           "The answer is C for the bird, whereas the answer is A for the cat.", "I don't think A is correct.",
-           "I do not believe it is A.", "I doubt that the answer is A.", "It is unlikely that the answer is A.",
+           "The answer is C for the bird, whereas the answer is A for the cat.",
+           "I don't think A is correct.",
+           "I do not believe it is A.", "I doubt that the answer is A.",
+           "It is unlikely that the answer is A.",
            "No way it is A.", "It's hard to say whether the answer is A.", "Point A is right.",
            "None of A, B, C, D is correct.", "Suppose the answer is A. Then there is fur: contradiction.",
            "not a dog", "It is not a bird.", "A bird or a fish", "Is it a bird?", "I see a bird in a tree"],
@@ -125,7 +128,8 @@ def test_what_else_is_said_is_no_claim(reply, wanted): assert parse_choice(reply
     (["Paris", "Rome"], "The answer is Rome.", 1), (["Figure A", "Figure B"], "The answer is Figure B.", 1),
     (["Figure A", "Figure B"], "The answer is not Figure B.", None), (["2", "3"], "There are 3.", 1),
     (["Yes", "No"], "No, it is not.", 1), (["Yes", "No"], "The answer is yes.", 0),
-    (["2", "3"], "Option 2 has 3", None), ([], "A", None), ([2, 3], "3", 1), (["rise", "fall"], "It will fall.", 1)])
+    (["2", "3"], "Option 2 has 3", None), ([], "A", None), ([2, 3], "3", 1),
+    (["rise", "fall"], "It will fall.", 1)])
 def test_the_text_of_one_option_is_read(options, reply, wanted): assert parse_choice(reply, options) == wanted
 
 @pytest.mark.parametrize("part", ["if ", "<think>", "answer ", "A, ", " ", "\n", "not ", "I think ", ". "])
@@ -277,9 +281,11 @@ def test_what_cannot_be_read_is_refused(columns, message):
     with pytest.raises(ValueError, match=message): read_choice(row_of(**columns))
 
 @pytest.mark.parametrize("columns, wanted", [
-    (dict(image_0="zero", image_1="one"), ["zero", "one"]), (dict(image="main", image_1="one"), ["main", "one"]),
+    (dict(image_0="zero", image_1="one"), ["zero", "one"]),
+    (dict(image="main", image_1="one"), ["main", "one"]),
     (dict(image_2="two", image_10="ten", image_1="one"), ["one", "two", "ten"])])
-def test_numbered_pictures_are_all_shown(columns, wanted): assert read_choice(row_of(**columns))["images"] == wanted
+def test_numbered_pictures_are_all_shown(columns, wanted):
+    assert read_choice(row_of(**columns))["images"] == wanted
 
 def picture(seed=0, size=(64, 64)):
     file = io.BytesIO()
@@ -330,7 +336,8 @@ def test_pictures_that_would_not_be_shown_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"pictures in {name}"): load_choices(str(tmp_path))
 
 @pytest.mark.parametrize("golds, refused", [
-    ([1, 2, 3, 1], True), (["1", "2", "3"], True), ([1.0, 3.0], True), ([0, 1, 2, 3], False), ([1, 2, 1], False)])
+    ([1, 2, 3, 1], True), (["1", "2", "3"], True), ([1.0, 3.0], True),
+    ([0, 1, 2, 3], False), ([1, 2, 1], False)])
 def test_golds_that_are_counted_from_1_are_refused(tmp_path, golds, refused):
     folder = benchmark(tmp_path, [row_of(answer=gold) for gold in golds])
     if not refused: assert len(load_choices(folder)) == len(golds)
@@ -510,7 +517,8 @@ def test_a_bad_row_is_left_out_and_counted(model, processor, monkeypatch, row, r
     assert metrics["count"] == 3 and count == 1 and reason in why
     assert [p["row"] for p in metrics["predictions"]] == [0, 2, 3]
 
-ODD = [None, 5, "texts", ["texts"], {}, dict(texts="texts"), dict(texts={}), dict(texts=["turn"]), dict(texts=[5])]
+ODD = [None, 5, "texts", ["texts"], {}, dict(texts="texts"), dict(texts={}),
+       dict(texts=["turn"]), dict(texts=[5])]
 
 @pytest.mark.parametrize("row", ODD, ids=map(str, ODD))
 def test_what_is_no_row_is_left_out_and_counted(model, processor, monkeypatch, row):
@@ -528,16 +536,6 @@ def test_other_forms_of_a_row_are_read(model, processor, monkeypatch, change):
     first, second = rows_of([turn()], [turn()])
     metrics = evaluate(model, processor, [change(first), second])
     assert metrics["count"] == 2 and metrics["exact_match"] == 1 and metrics["unusable"] == {}
-
-def test_a_row_that_is_there_again_is_asked_once(model, processor, monkeypatch):
-    "A mixture with weights repeats rows: that is no news, and no narrower interval."
-    Parrot(monkeypatch, processor, "blue")
-    rows = rows_of([turn(), turn("is it red?", "no")], [turn(user="what is it?", assistant="red")])
-    once, again = evaluate(model, processor, rows), evaluate(model, processor, rows * 9)
-    assert again["interval"] == once["interval"] and again["count"] == 3 and [*again["unusable"].values()] == [24]
-    asked = rows_of([turn()])[0]
-    other = asked | dict(texts=[turn(assistant="red")]), asked | dict(texts=[turn(user="is it red?")])
-    assert evaluate(model, processor, [asked, *other])["count"] == 3
 
 def test_why_an_image_cannot_be_read_is_told(model, processor, monkeypatch):
     Parrot(monkeypatch, processor, "blue")
