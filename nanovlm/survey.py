@@ -345,7 +345,7 @@ class Survey:
     def __str__(self):
         about = [("splits", f"{split}: {said}") for split, said in self.splits.items()]
         head = f"{self.name}: looked at {len(self.seen):,} of {count_rows(self.parts)} rows"
-        blocks = [head, align(about)]
+        blocks = [textwrap.fill(head, 90), align(about)]
         names = [part.name for part in self.parts] if len(self.parts) > 1 else []
         if names: blocks.append(subset_table(self.parts, self.seen))
         if len(names) <= 4: blocks += [f"{name}\n{self.describe(name)}" for name in names]
