@@ -19,11 +19,11 @@ nanovlm/ (numbers are chapters; a module imports only from those above it)
   processor.py   10   tokenizer, prompt, image tiles, label mask; ask a question
   sources.py          data sets of others in one schema: easy-VQA, a folder, mixtures
   data.py        11   rows become batches: collate, pack, hold rows out
-  survey.py           what a data set holds, before anything is trained; a contact sheet
   batches.py          endless shuffled batches, from several workers, that go on where they stopped
   frozen.py           train less: LoRA, and features of a frozen encoder kept
   training.py    12   the training loop: optimizers, schedule, validation, resume
   evaluation.py  13   accuracy, intervals, what the model scores without looking
+  survey.py           what a data set holds, before anything is trained; a contact sheet
   recipe.py      14   two pretrained towers joined (14_colab: the full recipe)
   inside.py      15   attention maps, occlusion, ablation, logit lens
   scaling.py     16   count operations and bytes; the memory planner

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from .data import make_example, picture_keys
+from .evaluation import normalise
 from .images import load_image, open_image
 from .plots import LOSS
 from .processor import Processor, train_tokenizer
@@ -42,8 +43,7 @@ def accepted_answers(turn: dict, # user, assistant; perhaps answers, a list
                      ) -> set[str]: # in lower case
     "List the replies that exact match would accept."
     given = turn.get("answers") or [turn["assistant"]]
-    plain = (" ".join(text.lower().split()) for text in given if text)
-    return {text.removesuffix(".").rstrip() for text in plain}
+    return {normalise(text) for text in given if text}
 
 # %% ../nbs/reference/survey.ipynb #9429a006
 @dataclass

@@ -6,9 +6,9 @@
 __all__ = ['CHECKPOINT_FILES', 'AGAIN', 'LIMITS', 'LLAMA', 'DECODERS', 'SIGLIP', 'ENCODERS', 'PLAIN', 'FLOATS', 'NamedTensors',
            'find_folder', 'check_file', 'read_json', 'section', 'pick_fields', 'check_value', 'check_limits',
            'check_model_type', 'fill_in', 'encoder_sizes', 'plain_rope', 'decoder_sizes', 'gguf_config', 'read_config',
-           'listed_files', 'shards', 'check_finite', 'read_tensors', 'to_disk', 'as_dtype', 'as_device', 'converted',
-           'check_copies', 'check_dtypes', 'load_weights', 'NoInit', 'empty_model', 'config_file', 'tie_head',
-           'load_model', 'count_parameters', 'replacing', 'write_json', 'write_tensors']
+           'listed_files', 'shards', 'is_finite', 'require_finite', 'read_tensors', 'to_disk', 'as_dtype', 'as_device',
+           'converted', 'check_copies', 'check_dtypes', 'load_weights', 'NoInit', 'empty_model', 'config_file',
+           'tie_head', 'load_model', 'count_parameters', 'replacing', 'write_json', 'write_tensors']
 
 # %% ../nbs/reference/weights.ipynb #7894cb1e
 import json, os, shutil, struct, tempfile
@@ -272,15 +272,20 @@ def shards(folder: Path,   # a checkpoint folder
 # %% ../nbs/reference/weights.ipynb #37f55e15
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
-def check_finite(tensor: Tensor, # of a checkpoint
-                 name: str,      # its name, for the message
-                 source: Path,   # where it is from, likewise
-                 ) -> Tensor:    # the same
+def is_finite(tensor: Tensor, # of any dtype and device
+              ) -> bool:
+    "Tell whether a tensor is without NaN and infinite numbers."
+    if tensor.dtype not in FLOATS or not tensor.numel() or tensor.is_meta: return True
+    return bool(torch.stack(tensor.aminmax()).isfinite().all()) # one pass; NaN is kept by both
+
+def require_finite(tensor: Tensor, # of a checkpoint
+                   name: str,      # its name, for the message
+                   source: Path,   # where it is from, likewise
+                   ) -> Tensor:    # the same
     "Raises ValueError if a tensor holds NaN or an infinite number."
-    if tensor.dtype not in FLOATS or not tensor.numel() or tensor.is_meta: return tensor
-    if torch.stack(tensor.aminmax()).double().abs().max() < 1e15: return tensor # one pass; NaN is kept by both
-    raise ValueError(f"{source}: {name} holds NaN or infinite numbers, or some above 1e15: the "
-                     "training that wrote it went wrong; take an earlier checkpoint, or download it again")
+    if is_finite(tensor): return tensor
+    raise ValueError(f"{source}: {name} holds NaN or infinite numbers: the training that wrote it went "
+                     "wrong; take an earlier checkpoint, or download it again")
 
 NamedTensors = Iterator[tuple[str, Tensor]] # name and tensor, one after the other
 
@@ -293,7 +298,7 @@ def read_tensors(folder: Path,    # with *.safetensors, or a .gguf file
         from transformers import AutoModelForCausalLM
         model = AutoModelForCausalLM.from_pretrained(
             folder.parent, gguf_file=folder.name, config=gguf_config(folder), dtype=torch.float32)
-        for name, tensor in model.state_dict().items(): yield name, check_finite(tensor, name, folder)
+        for name, tensor in model.state_dict().items(): yield name, require_finite(tensor, name, folder)
         return
     from safetensors import SafetensorError, safe_open
     for file in shards(folder):
@@ -301,7 +306,7 @@ def read_tensors(folder: Path,    # with *.safetensors, or a .gguf file
             with safe_open(file, "pt") as tensors: names = list(tensors.keys())
             for name in names: # opened again for each, so that the memory of one that was copied elsewhere can go
                 with safe_open(file, "pt") as tensors:
-                    yield name, check_finite(tensors.get_tensor(name), name, file)
+                    yield name, require_finite(tensors.get_tensor(name), name, file)
         except SafetensorError as e:
             raise ValueError(f"{file} cannot be read ({e}): download or save it again") from None
 
@@ -341,7 +346,7 @@ def converted(tensor: Tensor, # of a checkpoint
         raise ValueError(f"{source}: {name} is stored as {tensor.dtype}: give a checkpoint that is not "
                          "quantised")
     tensor = tensor.to(dtype or tensor.dtype)
-    return check_finite(tensor, name, f"{source} (in float16)") if dtype is torch.float16 else tensor
+    return require_finite(tensor, name, f"{source} (in float16)") if dtype is torch.float16 else tensor
 
 def check_copies(state: dict[str, Tensor], # of a model that is loaded
                  copies: list[tuple[str, str, Tensor]], # its name, name in the file, and tensor of each

@@ -6,7 +6,7 @@ from conftest import NOTEBOOKS, REPO, SETTINGS, code_cells
 
 ORDER = """images weights checking plots runs
            patches attention vision rope kv_cache language generation connector model processor
-           sources data survey batches frozen training evaluation recipe inside scaling hub
+           sources data batches frozen training evaluation survey recipe inside scaling hub
            scenes playground demo bench cli""".split() # a module imports from earlier ones alone
 MODEL = ORDER[ORDER.index("patches"):ORDER.index("processor")]
 WIDTH, USUAL = 110, 90 # columns of code that no line exceeds; that nine tenths of them keep to

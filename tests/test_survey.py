@@ -92,7 +92,7 @@ def test_figures_by_hand(tmp_path, streaming):
 
 @pytest.mark.parametrize("given, accepted", [
     (dict(assistant="Net."), {"net"}), (dict(assistant="a", answers=[]), {"a"}),
-    (dict(assistant="a", answers=["A", " b  c ", None, ""]), {"a", "b c"})], ids=str)
+    (dict(assistant="a", answers=["A", " b  c ", None, ""]), {"a", "b c"})])
 def test_answers_that_are_accepted(given, accepted): assert accepted_answers(given) == accepted
 
 def test_any_of_several_answers_is_right(tmp_path):
