@@ -9,7 +9,7 @@ __all__ = ['ALONE', 'STATE_FIELDS', 'buckets', 'Processes', 'device_of', 'shard_
            'stop_signals']
 
 # %% ../nbs/reference/runs.ipynb #642f5a6a
-import json, os, platform, signal, time
+import json, math, os, platform, signal, time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from .weights import is_finite, replacing, write_tensors
+from .weights import largest, replacing, write_tensors
 
 # %% ../nbs/reference/runs.ipynb #ffb3b26b
 def buckets(tensors: list[Tensor], # of any shapes
@@ -183,7 +183,7 @@ def check_finite(tensors: dict[str, Tensor], # by name
                  where: str,                 # they are, for the message
                  ):
     "Raises ValueError, with names, if a number is not finite."
-    wrong = [name for name, t in tensors.items() if not is_finite(t)]
+    wrong = [name for name, t in tensors.items() if not math.isfinite(largest(t))]
     if not wrong: return
     raise ValueError(f"{where} holds numbers that are not finite, in {len(wrong)} "
                      f"tensor(s) such as {wrong[0]}: go on from an earlier state or "
