@@ -141,6 +141,7 @@ def read_turn(turn: dict | None, # user, assistant
     if MARK in answer:
         raise ValueError(f"the answer holds {MARK}: images stand in questions; "
                          "take it out")
+    if MARK not in question: return question, answer
     for marks in r"^(\s*<image>\s*)+", r"(\s*<image>\s*)+$":
         bare = re.sub(marks, "", question)
         if MARK not in bare: return MARK * question.count(MARK) + bare, answer

@@ -309,7 +309,7 @@ def place_images(questions: list[str], # of a conversation, in their order
 
     Raises ValueError if there are marks, and not as many as images."""
     for question in questions: check_text(question, "question")
-    marks = sum(question.count(MARK) for question in questions)
+    marks = "\n".join(questions).count(MARK)
     if not marks: return [MARK * count * (n == 0) + question
                           for n, question in enumerate(questions)]
     if marks == count: return questions
