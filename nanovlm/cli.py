@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'FLAGS', 'word', 'AskCommand', 'DataCommand', 'TrainCommand', 'EvaluateCommand', 'PlanCommand',
-           'DemoCommand', 'BenchCommand', 'check_flags', 'one_line', 'read_command', 'main']
+           'DemoCommand', 'BenchCommand', 'check_flags', 'one_line', 'read_command', 'in_words', 'main']
 
 # %% ../nbs/reference/cli.ipynb #7894cb1e
 import contextlib, io, os, re, sys
@@ -270,6 +270,15 @@ def read_command(args: list[str], # the words after the program's name
     print("nanovlm:", one_line(complaint.getvalue()), file=sys.stderr)
     raise SystemExit(2)
 
+def in_words(error: Exception, # that ended a command
+             ) -> str:         # what is wrong, and the way out
+    "Say what another library or the operating system means."
+    if isinstance(error, OSError) and error.filename:
+        return f"{str(error.filename)[:120]}: {error.strerror}; check the path, and that you may use it"
+    is_ours = not isinstance(error, UnicodeError) and type(error).__module__ == "builtins"
+    if is_ours and (type(error) is not OSError or error.errno): return str(error)
+    return f"the data cannot be read ({error}): `nanovlm data` says where; write or download that file again"
+
 def main(args: list[str]=None): # by default the words after the program's name
     "Run the `nanovlm` command."
     args = sys.argv[1:] if args is None else args
@@ -278,8 +287,11 @@ def main(args: list[str]=None): # by default the words after the program's name
     try:
         check_flags(command)
         command.run()
+    except BrokenPipeError: # whoever read what is printed has left, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
-        print(f"nanovlm: {error}", file=sys.stderr)
+        print(f"nanovlm: {in_words(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]

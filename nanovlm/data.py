@@ -41,6 +41,7 @@ def picture_keys(row: dict, # in The Cauldron's schema
 def opens(row: dict, # in The Cauldron's schema
           ) -> bool:
     "Tell whether a row's images can be read."
+    if not isinstance(row, dict): return False
     def source(image):
         return image.get("bytes") or image.get("path") if isinstance(image, dict) else image
     try: return bool([load_image(source(image)) for image in row.get("images") or []] or True)
@@ -53,6 +54,7 @@ def hold_out(rows,         # Dataset in The Cauldron's schema
              seed: int,    # of the choice
              ):            # -> training rows, validation rows
     "Choose images to hold out, at random. Raises ValueError if no row would be left."
+    def select(chosen): return rows.select(chosen) if hasattr(rows, "select") else [rows[n] for n in chosen]
     numbers = {} # what is shown: numbers of the rows that show it
     for n, row in enumerate(rows): numbers.setdefault(picture_keys(row), []).append(n)
     shown = [*numbers]
@@ -68,10 +70,10 @@ def hold_out(rows,         # Dataset in The Cauldron's schema
         raise ValueError(f"{len(rows)} row(s) with {len(shown)} different image(s): if "
                          "some are held out, none are left to learn from; give more, or "
                          "a share of 0 (--valid-share 0)")
-    texts = rows.select_columns("texts")
+    texts = rows.select_columns("texts") if hasattr(rows, "select_columns") else rows
     once = {(shown[s], repr(texts[n])): n for s in order[:count]
             for n in reversed(numbers[shown[s]])}
-    return rows.select(learnt), rows.select([*once.values()][:most])
+    return select(learnt), select([*once.values()][:most])
 
 # %% ../nbs/11_data.ipynb #ebb2e554
 def is_candidate(row: dict,    # in The Cauldron's schema
@@ -119,6 +121,7 @@ def split_rows(rows,              # Dataset or stream in The Cauldron's schema
     if most < 0:
         raise ValueError(f"at most {most} rows cannot be held out: give 0 or more")
     if not share or not most: return rows, []
+    check_rows(rows)
     if hasattr(rows, "__len__"): return hold_out(rows, share, most, seed)
     return hold_out_of_stream(rows, share, max(1, most // 5))
 
@@ -225,8 +228,7 @@ class Examples(torch.utils.data.Dataset):
     unusable: dict = field(default_factory=dict) # (number of a row, of a question in it or None): why it cannot be used
 
     def __post_init__(self):
-        if self.rows is None or isinstance(self.rows, str):
-            raise ValueError(f"rows is {self.rows!r}: give rows, such as load_data('easy-vqa')")
+        check_rows(self.rows)
 
     @property
     def skipped(self) -> Counter: # why rows or questions could not be used: how many

@@ -29,8 +29,8 @@ from torch import Tensor
 from .data import picture_keys, read_turn
 from .generation import generate
 from .model import VisionLanguageModel
-from .processor import Batch, Grid, Processor, to_device
-from .sources import check_hub_name, load_files, pick_split, picture_columns, split_files
+from .processor import Batch, Grid, Processor, check_text, to_device
+from .sources import check_hub_name, check_rows, load_files, pick_split, picture_columns, split_files
 
 # %% ../nbs/13_evaluation.ipynb #a4087a88
 def normalise(text: str, # an answer, of the model or of the data
@@ -427,6 +427,7 @@ def text_baselines(train_rows, # rows the model learnt from
     """Score what needs no image: the commonest answer of all, and the commonest answer to the same words.
 
     Raises ValueError if there is no question to learn from."""
+    for each in (train_rows, rows): check_rows(each)
     def turns(rows): return [turn for _, turn in list_questions(rows, {})]
     learnt, asked = turns(train_rows), turns(rows)
     if not learnt: raise ValueError("the rows to learn from hold no question with an answer")
@@ -665,6 +666,7 @@ def parse_choice(text: str,          # what the model wrote
                  options: list[str], # what it could choose from
                  ) -> int | None:    # number of the option, or None if it cannot be told
     "Read the chosen option from free text. A letter counts where it stands as one: not in 'A dog'."
+    check_text(text, "reply")
     if not len(options): return None
     letters, options = LETTERS[:len(options)], [*map(str, options)]
     text = plain_reply(text)

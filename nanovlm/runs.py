@@ -365,6 +365,10 @@ class Log:
         if self.tracker: self.tracker({k: v for k, v in line.items() if k != "step"},
                                       step=line["step"])
 
+    def close(self):
+        "Let go of the file."
+        if self.file: self.file.close()
+
 # %% ../nbs/reference/runs.ipynb #c2c5feb8
 @contextmanager
 def stop_signals(): # -> list of the signals that came

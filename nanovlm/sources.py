@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'TABLES', 'SPLIT_COLUMNS', 'HALF', 'PICTURES', 'ALIASES', 'TURNS', 'RATINGS', 'cauldron_features',
            'from_questions', 'easy_vqa', 'kind_of', 'bare', 'split_word', 'files_of_split', 'visible_files', 'repeated',
-           'read_csv', 'read_jsonl', 'read_answers', 'check_header', 'check_cells', 'read_one_table', 'splits_of_rows',
-           'check_splits', 'read_table', 'note_unlisted', 'image_folder', 'what_turns_are', 'set_turns', 'good_turns',
-           'is_picture', 'picture_columns', 'check_types', 'check_columns', 'has_answers', 'in_schema', 'subset_files',
-           'check_hub_name', 'find_subsets', 'split_files', 'pick_split', 'read_weights', 'choose_subsets',
-           'split_values', 'usable_files', 'Part', 'load_files', 'open_subset', 'open_mixture', 'check_repeats', 'mix',
-           'answer_length', 'describe_mixture', 'mixture_table', 'is_mixture', 'open_data', 'load_data']
+           'read_csv', 'read_jsonl', 'listed', 'read_answers', 'check_header', 'check_cells', 'read_one_table',
+           'splits_of_rows', 'check_splits', 'read_table', 'note_unlisted', 'image_folder', 'what_turns_are',
+           'set_turns', 'good_turns', 'is_picture', 'picture_columns', 'check_types', 'check_columns', 'has_answers',
+           'in_schema', 'subset_files', 'check_hub_name', 'find_subsets', 'split_files', 'pick_split', 'read_weights',
+           'choose_subsets', 'split_values', 'usable_files', 'Part', 'load_files', 'open_subset', 'open_mixture',
+           'check_repeats', 'mix', 'answer_length', 'describe_mixture', 'mixture_table', 'is_mixture', 'open_data',
+           'load_data', 'check_rows']
 
 # %% ../nbs/reference/sources.ipynb #4bcbe554
-import csv, difflib, glob, itertools, json, os, re, sys
+import ast, csv, difflib, glob, itertools, json, os, re, sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,6 +177,16 @@ def read_jsonl(file: Path,     # an object on each line
     return rows
 
 # %% ../nbs/reference/sources.ipynb #278c59b0
+def listed(text: str, # as JSON or Python write a list; anything else is one answer
+           ) -> list: # of answers
+    "Read a list that a table holds as text. Raises ValueError if it is broken."
+    for read in (json.loads, ast.literal_eval):
+        try: found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError): continue
+        if isinstance(found, list): return found
+    if not re.match(r"\[\s*['\"]", text): return [text]
+    raise ValueError(f"the answers {text[:60]!r} are no list: write them as [\"red\", \"dark red\"]")
+
 def read_answers(row: dict,  # of a table: answer, or answers
                  ) -> tuple[str | None, list[str] | None]: # the one to learn; all, where the row has a list
     "Find a row's answers. Raises ValueError if one is no text, number, true or false."
@@ -187,7 +198,7 @@ def read_answers(row: dict,  # of a table: answer, or answers
                          "give a text, or a list of texts")
     answer = row.get("answer")
     answers = row.get("answers") if not isinstance(answer, list) else answer
-    if isinstance(answers, str) and answers.startswith("["): answers = json.loads(answers)
+    if isinstance(answers, str): answers = listed(answers)
     if not isinstance(answers, list): return as_text(answer), None
     given = [text for text in map(as_text, answers) if text and text.strip()]
     commonest = Counter(given).most_common(1)[0][0] if given else None
@@ -250,6 +261,8 @@ def read_one_table(table: Path,   # a metadata.csv or metadata.jsonl
     "Read a table. Raises ValueError if it cannot be read, or as `check_header` does."
     try: rows = read_csv(table) if table.suffix == ".csv" else read_jsonl(table)
     except (ValueError, csv.Error) as error:
+        error = re.sub("field larger than.*", "a cell is longer than 131,072 letters: is a quote not closed?",
+                       str(error))
         raise ValueError(f"cannot read the metadata in {table} ({error}): save it as "
                          "UTF-8 text with the columns file_name, question, answer") from None
     if not rows:
@@ -485,6 +498,8 @@ def in_schema(rows,           # Dataset or stream of The Cauldron, of FineVision
     features = cauldron_features(has_answers(rows), dialogue=True)
     columns = rows.column_names or next(iter(rows), features)
     others = [column for column in columns if column not in features]
+    if min_rating > 1 and not any(f"{name}_ratings" in columns for name in RATINGS):
+        print(f"{source} has no ratings: all of its turns are used", file=sys.stderr)
     stored = not isinstance(rows, IterableDataset)
     if stored and not others and rows.features["texts"] == features["texts"]:
         return set_turns(rows, turns).cast(features)
@@ -518,7 +533,7 @@ def check_hub_name(name: str, # that is no folder here
     "Raise FileNotFoundError for what cannot be a hub name: owner/name."
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name): return
     is_near = difflib.get_close_matches(name, ["easy-vqa"])
-    near = " (did you mean 'easy-vqa'?)" if is_near else ""
+    near = " (did you mean 'easy-vqa'?)" if is_near and name != "easy-vqa" else ""
     raise FileNotFoundError(f"no {what} {name!r}{near}: give {others}, or a hub name "
                             "such as 'HuggingFaceM4/the_cauldron:vqav2'")
 
@@ -529,6 +544,7 @@ def find_subsets(folder: str,  # or a hub name
     "List subsets: folders of Parquet files, or the configurations of a hub repository."
     if not Path(folder).is_dir():
         from datasets import get_dataset_config_names
+        print(f"{folder} is no folder here: the hub is asked", file=sys.stderr)
         try: names = get_dataset_config_names(folder)
         except ConnectionError as error:
             raise FileNotFoundError(f"{folder!r} is no folder here, and the hub cannot "
@@ -743,8 +759,9 @@ def open_mixture(name: str,           # "folder:subset=weight,subset:separate,â€
     empty = ", ".join(part.name for part in parts if part.count == 0)
     parts = [part for part in parts if part.count != 0]
     if not parts:
-        raise ValueError(f"{folder} has no row in {empty}, split {split!r}: take other "
-                         f"subsets, or a lower rating than {min_rating} (--min-rating)")
+        where = f", split {split!r}" if split else ""
+        or_less = f", or a lower rating than {min_rating} (--min-rating)" if min_rating > 1 else ""
+        raise ValueError(f"{folder} has no row in {empty}{where}: take other subsets{or_less}")
     if empty: print(f"left out, as no row is in them: {empty}", file=sys.stderr)
     return parts
 
@@ -860,9 +877,13 @@ def open_data(name: str,           # "easy-vqa"; a folder with metadata.csv; or 
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"the data set is {name!r}: "
                          "give a name, such as 'easy-vqa', or a folder")
-    if name == "easy-vqa": rows = easy_vqa(split or "train")
-    elif is_mixture(name): return open_mixture(name, split, turns=turns, **options)
-    else: rows = image_folder(name, split)
+    if name.startswith("easy-vqa:"): raise ValueError(f"easy-vqa has no subsets: leave {name[8:]!r} out")
+    if name != "easy-vqa" and is_mixture(name): return open_mixture(name, split, turns=turns, **options)
+    if options.get("min_rating", 1) > 1:
+        raise ValueError(f"min_rating is {options['min_rating']}, but {name} has no ratings: leave it out")
+    if options.get("streaming"):
+        print(f"{name} is read whole: streaming is for Parquet files", file=sys.stderr)
+    rows = easy_vqa(split or "train") if name == "easy-vqa" else image_folder(name, split)
     turns = what_turns_are(turns)
     if turns == "dialogue": rows = set_turns(rows, turns)
     return [Part(Path(name).resolve().name, rows, len(rows), turns=turns)]
@@ -875,3 +896,13 @@ def load_data(name: str,           # as for `open_data`
               ):                   # -> Dataset or stream in The Cauldron's schema
     "Load a data set by name. Raises as `open_data` does."
     return mix(open_data(name, split, **options), seed)
+
+# %% ../nbs/reference/sources.ipynb #2aa63acb
+def check_rows(rows): # Dataset, stream, or list
+    "Raises ValueError if something else is given, or nothing."
+    is_one = isinstance(rows, str | bytes | dict)
+    has_numbers = hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not is_one
+    if has_numbers and len(rows): return
+    if not has_numbers and hasattr(rows, "state_dict"): return # a stream of datasets
+    raise ValueError(f"rows is {repr(rows)[:60]}: give a Dataset, a stream or a list, such as "
+                     "load_data('easy-vqa')")

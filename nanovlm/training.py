@@ -8,7 +8,7 @@ __all__ = ['LIMITS', 'SWITCHES', 'CHOICES', 'TABLES', 'RATES', 'GENTLE', 'FIGURE
            'parameter_groups', 'gentle', 'make_optimizers', 'count_labels', 'compute_dtype', 'autocast', 'make_scaler',
            'untouched', 'gather_gradients', 'training_step', 'shift_images', 'stream_of_batches', 'wrap_layers',
            'describe_step', 'keep_bad_batch', 'Learner', 'mean_loss', 'drop_figures', 'Validated', 'states_to_resume',
-           'checksum', 'facts', 'good_cursor', 'wrong_entries', 'find_state', 'Resumable', 'Training',
+           'checksum', 'facts', 'good_cursor', 'wrong_entries', 'find_state', 'Resumable', 'Training', 'check_kinds',
            'plain_afterwards', 'train']
 
 # %% ../nbs/12_training.ipynb #7894cb1e
@@ -33,6 +33,7 @@ from .processor import Batch, Processor, to_device
 from .runs import (ALONE, Log, Processes, check_finite, device_of, full_tensor,
                           is_line, load_state, only_run,
                           read_metadata, save_state, shard_model, state_files, state_tensors, stop_signals)
+from .sources import check_rows
 from .weights import count_parameters, replacing, write_tensors
 
 # %% ../nbs/12_training.ipynb #a4087a88
@@ -76,6 +77,8 @@ class TrainConfig:
     tracker: str = ""                  # also log to "trackio", "wandb" or "tensorboard"
     progress: bool = True              # show a progress bar
     def __post_init__(self):
+        if not isinstance(self.output_dir, str | os.PathLike | None):
+            raise ValueError(f"output_dir is {self.output_dir!r}: give the path of a folder, or nothing")
         self.output_dir = os.fspath(self.output_dir or "")
         check_config(self)
 
@@ -119,6 +122,9 @@ def check_config(config: TrainConfig): # how the run goes
     if config.cache_features and (config.lr_vision or config.shift):
         wrong.append("cache_features is for a frozen vision encoder and images that stay as they are, "
                      f"but lr_vision is {config.lr_vision} and shift is {config.shift}: set both to 0")
+    idle = [name for name in ("resume", "save_every", "tracker") if getattr(config, name)]
+    if idle and not config.output_dir:
+        wrong.append(f"{', '.join(idle)} cannot work without output_dir: name a folder")
     if config.lora and not config.lr_text:
         wrong.append(f"lora is {config.lora}, but lr_text is 0, so nothing of the decoder would learn: "
                      "raise lr_text, or leave lora at 0")
@@ -690,6 +696,13 @@ class Training(Resumable):
                        self.line)
 
 # %% ../nbs/12_training.ipynb #f1a90831
+def check_kinds(model, processor, config): # as for `train`
+    "Raises ValueError if one of them is something else."
+    kinds = dict(model=VisionLanguageModel, processor=Processor, config=TrainConfig)
+    for (name, kind), given in zip(kinds.items(), (model, processor, config)):
+        if isinstance(given, kind): continue
+        raise ValueError(f"{name} is of type {type(given).__name__}: give a {kind.__name__}")
+
 @contextlib.contextmanager
 def plain_afterwards(model: VisionLanguageModel, # changed in place
                      config: TrainConfig,        # how the run goes
@@ -713,7 +726,10 @@ def train(model: VisionLanguageModel,    # changed in place
     """Train, keep the best checkpoint in `config.output_dir`, and return the history.
 
     Raises ValueError as `only_run`, `Training` and its `step` do."""
-    config = config or TrainConfig()
+    if config is None: config = TrainConfig()
+    check_kinds(model, processor, config)
+    check_rows(rows)
+    if valid_rows is not None: check_rows(valid_rows)
     mine = config.output_dir if Processes().rank == 0 else None # the first process writes for all
     with only_run(mine or None), plain_afterwards(model, config), stop_signals() as came, watch_workers():
         run = Training(model, processor, rows, config, valid_rows, about)
@@ -743,4 +759,5 @@ def train(model: VisionLanguageModel,    # changed in place
     if first and skipped:
         print(f"{skipped.total()} row(s) or question(s) could not be used and were skipped: "
               f"{skipped.most_common(3)}")
+    run.log.close()
     return run.log.history

@@ -276,7 +276,7 @@ def largest(tensor: Tensor, # of any dtype and device
             ) -> float:     # NaN, if the tensor holds one; 0 if it holds no floating-point numbers
     "Find the largest number of a tensor, without its sign."
     if tensor.dtype not in FLOATS or not tensor.numel() or tensor.is_meta: return 0.0
-    return float(torch.stack(tensor.aminmax()).double().abs().max()) # one pass; NaN is kept by both
+    return float(torch.stack(tensor.detach().aminmax()).double().abs().max()) # one pass; NaN is kept by both
 
 def require_finite(tensor: Tensor, # of a checkpoint
                    name: str,      # its name, for the message

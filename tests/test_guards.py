@@ -1,5 +1,5 @@
 "What a run refuses, what it never writes, and how it goes on: settings, folders, states and streams."
-import copy, dataclasses, itertools, json, math, multiprocessing, os, signal, subprocess, sys, time
+import copy, dataclasses, itertools, json, math, multiprocessing, os, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest
 import torch
@@ -7,9 +7,10 @@ from datasets import Dataset, interleave_datasets, load_dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from nanovlm.batches import BLOCK, Lanes, Source, Windows, fingerprint
-from nanovlm.data import Examples, collate, easy_vqa, from_questions, in_schema
+from nanovlm.data import Examples, collate, easy_vqa, from_questions, in_schema, split_rows
 from nanovlm.evaluation import predict
 from nanovlm.frozen import add_lora
+from nanovlm.generation import generate
 from nanovlm.model import VisionLanguageModel, VLMConfig
 from nanovlm.processor import tiny_model
 from nanovlm.runs import only_run, read_lines, state_files, stop_signals
@@ -45,9 +46,43 @@ def test_every_setting_has_limits_or_choices():
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(lr_connector=0, lr_vision=0, lr_text=0), "nothing would learn"),
-    (dict(lr_connector=0.0, lr_vision=0.0, lr_text=0.0, optimizer="adamw"), "raise one of them")], ids=str)
+    (dict(lr_connector=0.0, lr_vision=0.0, lr_text=0.0, optimizer="adamw"), "raise one of them"),
+    (dict(output_dir="", resume=True), "resume cannot work without output_dir"),
+    (dict(output_dir="", save_every=2, tracker="wandb"), "save_every, tracker cannot work without"),
+    (dict(output_dir=5), "output_dir is 5")], ids=str)
 def test_settings_that_cannot_work_together_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): TrainConfig(**wrong)
+
+@pytest.mark.parametrize("given", [None, 5, "easy-vqa", {}, [], iter([{}])],
+                         ids="none number name row empty iterator".split())
+def test_what_is_no_rows_is_refused(rows, model, processor, given):
+    quiet = TrainConfig(**QUIET)
+    for call in (split_rows, lambda given: Examples(given, processor),
+                 lambda given: train(model, processor, given, quiet),
+                 *[lambda given: train(model, processor, rows, quiet, given)] * (given is not None)):
+        with pytest.raises(ValueError, match="rows is .*give a Dataset, a stream or a list"): call(given)
+
+def test_a_list_of_rows_is_held_out_as_a_dataset_is(rows):
+    for ours, known in zip(split_rows([*rows], 0.2), split_rows(rows, 0.2)):
+        assert [row["texts"] for row in ours] == [row["texts"] for row in known]
+
+@pytest.mark.parametrize("name", ["model", "processor", "config"])
+def test_what_is_no_model_processor_or_config_is_refused(rows, model, processor, name):
+    given = dict(model=model, processor=processor, config=TrainConfig(**QUIET)) | {name: {}}
+    with pytest.raises(ValueError, match=f"{name} is of type dict"):
+        train(given["model"], given["processor"], rows, given["config"])
+
+@pytest.mark.parametrize("ids, message", [
+    ([[1, 2]], "input_ids is .*give a tensor"), (torch.tensor([1, 2]), r"input_ids is tensor\(.1, 2"),
+    (torch.ones(1, 2), "input_ids is .*whole numbers"), (torch.tensor([[1, 600]]), r"holds \[600\]"),
+    (torch.tensor([[-1, 2]]), r"holds \[-1\], and the model knows tokens 0 to")], ids=str)
+def test_what_are_no_tokens_is_refused(model, ids, message):
+    with pytest.raises(ValueError, match=message): generate(model, ids)
+
+def test_training_warns_of_nothing(rows, model, processor, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, processor, rows, settings(tmp_path), rows)
 
 @pytest.mark.parametrize("change, message", [
     (dict(shift=32), "shift is 32.*64 pixels.*below half"), (dict(shift=1000), "shift is 1000"),

@@ -360,6 +360,8 @@ def test_an_empty_cell_beside_whole_numbers(tmp_path):
     (dict(answer="b", answers=["a", "a", "b"]), "b", ["a", "a", "b"]),
     (dict(answers=[dict(answer="yes", answer_id=1), dict(answer="no", answer_id=2)]), "yes", ["yes", "no"]),
     (dict(answers=["x", None, " ", "x"]), "x", ["x", "x"]),
+    (dict(answers="['red', 'dark red', 'red']"), "red", ["red", "dark red", "red"]), # as Python writes a list
+    (dict(answers="[unclear]"), "[unclear]", ["[unclear]"]), (dict(answers="red"), "red", ["red"]),
     (dict(answer=[7, 8, 8]), "8", ["7", "8", "8"])], ids=str)
 def test_of_several_answers_the_commonest_is_learnt(tmp_path, fields, learnt, kept):
     one = dict(file_name="0.png", question="what?")
@@ -564,7 +566,7 @@ def test_pictures_in_no_table_are_told(tmp_path, capsys):
 @pytest.mark.parametrize("name, error, message", [
     (None, ValueError, "the data set is None"), ("", ValueError, "the data set is ''"),
     (3, ValueError, "is 3"),
-    ("easyvqa", FileNotFoundError, "did you mean 'easy-vqa'"), ("easy-vqa:x", FileNotFoundError, "easy-vqa"),
+    ("easyvqa", FileNotFoundError, "did you mean 'easy-vqa'"), ("easy-vqa:x", ValueError, "no subsets"),
     ("./nothing", FileNotFoundError, "an existing folder"),
     ("a/b/c", FileNotFoundError, "no data set 'a/b/c'")], ids=str)
 def test_a_name_that_is_none_is_refused(name, error, message):
