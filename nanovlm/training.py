@@ -122,7 +122,7 @@ def check_config(config: TrainConfig): # how the run goes
     if config.cache_features and (config.lr_vision or config.shift):
         wrong.append("cache_features is for a frozen vision encoder and images that stay as they are, "
                      f"but lr_vision is {config.lr_vision} and shift is {config.shift}: set both to 0")
-    idle = [name for name in ("resume", "save_every", "tracker") if getattr(config, name)]
+    idle = [name for name in ("resume", "save_every") if getattr(config, name)]
     if idle and not config.output_dir:
         wrong.append(f"{', '.join(idle)} cannot work without output_dir: name a folder")
     if config.lora and not config.lr_text:

@@ -48,7 +48,7 @@ def test_every_setting_has_limits_or_choices():
     (dict(lr_connector=0, lr_vision=0, lr_text=0), "nothing would learn"),
     (dict(lr_connector=0.0, lr_vision=0.0, lr_text=0.0, optimizer="adamw"), "raise one of them"),
     (dict(output_dir="", resume=True), "resume cannot work without output_dir"),
-    (dict(output_dir="", save_every=2, tracker="wandb"), "save_every, tracker cannot work without"),
+    (dict(output_dir="", resume=True, save_every=2), "resume, save_every cannot work without"),
     (dict(output_dir=5), "output_dir is 5")], ids=str)
 def test_settings_that_cannot_work_together_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): TrainConfig(**wrong)

@@ -28,7 +28,7 @@ class Countdown:
     A prompt that ends in n gets an answer of n tokens, if 0 is the end token."""
     def __init__(self):
         self.seen = [] # rows and new positions of each call
-        config = SimpleNamespace(max_position_embeddings=100)
+        config = SimpleNamespace(max_position_embeddings=100, vocab_size=20)
         self.text_model = SimpleNamespace(config=config, new_cache=lambda rows, length: [])
 
     def __call__(self, input_ids: Tensor, # (B, T)
