@@ -238,6 +238,7 @@ FLAGS = dict( # of several commands: least and most
 def check_flags(command): # one of `COMMANDS`, filled in
     "Raises ValueError if a number is outside of its limits."
     values = vars(command)
+    if values.get("split") == "": raise ValueError("split is empty: name a part, or leave it out")
     wrong = wrong_values(values, {name: limits for name, limits in FLAGS.items() if name in values}, {})
     if wrong: raise ValueError("; ".join(wrong))
 
