@@ -65,14 +65,18 @@ FORMATS = ("PNG JPEG MPO WEBP GIF BMP PPM TIFF AVIF JPEG2000 ICO DIB QOI PCX SGI
 def open_image(source, # as for `load_image`
                ):      # -> PIL image, not decoded yet
     "Open a picture of one of the `FORMATS`. Raises ValueError for other sources, and what Pillow raises."
-    from PIL import Image
-    Image.init() # all formats, once
-    known = [name for name in FORMATS if name in Image.OPEN] # Pillow can be built without some
+    from PIL import Image, UnidentifiedImageError
     is_path = isinstance(source, (str, os.PathLike))
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         source, is_path = download(source), False
     if isinstance(source, (bytes, bytearray, memoryview)): source = io.BytesIO(source)
-    if is_path or hasattr(source, "read"): return Image.open(source, formats=known)
+    def read(): # Pillow can be built without some formats
+        return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
+    if is_path or hasattr(source, "read"):
+        Image.preinit() # five usual formats, which is quick …
+        try: return read()
+        except UnidentifiedImageError: Image.init() # … or all
+        return read()
     if not isinstance(source, Image.Image):
         raise ValueError("a picture is a path, an address, bytes or a PIL image; turn an array or tensor "
                          "into one by Image.fromarray(array), uint8, (height, width, 3)")
