@@ -140,7 +140,7 @@ MISTAKES = {
     "a long path": (["train", "--data", f"/no/such/{'folder/' * 30}"], f"/no/such/{'folder/' * 29}folder"),
     "no data to look at": (["data", "/no/such/folder"], "/no/such/folder"),
     "a split without a name": (["data", "easy-vqa", "--split", ""], "split is empty"),
-    "a subset of what has none": (["data", "easy-vqa:shapes"], "easy-vqa has no subsets: leave ':shapes' out"),
+    "a subset of what has none": (["data", "easy-vqa:shapes"], "no subsets: leave ':shapes' out"),
     "a rating of what has none": (["train", "--min-rating", "3"], "easy-vqa has no ratings"),
     "a path that cannot be": (["data", "/" + "such" * 99], "File name too long; check the path"),
     "nothing to look at": (["data", "easy-vqa", "--limit", "0"], "limit is 0"),
