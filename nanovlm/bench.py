@@ -9,13 +9,14 @@ __all__ = ['CAULDRON_TABLE', 'CAULDRON', 'alternate', 'compare', 'read_time', 'f
            'packing_speed', 'ends_at', 'count_answered', 'answer_speed', 'generation_speed', 'bench']
 
 # %% ../nbs/reference/bench.ipynb #7894cb1e
-import gc, json, platform, statistics, subprocess, sys, tempfile, time
+import copy, gc, json, platform, statistics, subprocess, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 import torch
 from torch import Tensor
 from .data import draw, pack, stack
+from .fast import FastDecoder
 from .generation import generate
 from .model import VisionLanguageModel, VLMConfig
 from .processor import Batch
@@ -137,7 +138,7 @@ def answer(model,                    # ours or transformers'
            ) -> Tensor:              # (B, ≤ max_new_tokens)
     "Generate greedily; gives new tokens only."
     if isinstance(model, VisionLanguageModel):
-        return generate(model, **batch, max_new_tokens=max_new_tokens, eos_token_id=ends)
+        return generate(FastDecoder(model), **batch, max_new_tokens=max_new_tokens, eos_token_id=ends)
     ids = batch["input_ids"]
     with torch.inference_mode():
         out = model.generate(**their_batch(batch), attention_mask=torch.ones_like(ids),
@@ -412,6 +413,7 @@ def answer_speed(ours, theirs,         # from `twins`
                  ) -> dict:            # tokens, same (both say the same), decoding and whole (tokens/s, ours and transformers')
     "Time greedy answers of both models."
     batch = training_batch(ours.config, batch_size, length=70)
+    batch["pixel_values"] = batch["pixel_values"].to(ours.lm_head.weight.dtype)
     models = (ours, theirs)
     del batch["labels"]
     ends = ends_at(answer(ours, batch, steps), lengths) if lengths else []
@@ -431,18 +433,22 @@ def generation_speed(ours, theirs,  # from `twins`
                      rounds: int,   # timed calls of each
                      steps: int=48, # tokens an answer has at most
                      ) -> list[str]: # lines to print
-    "Time greedy decoding: one row, and eight rows that end at different times."
+    "Time greedy decoding in the models' dtype: one row, and eight rows that end at different times."
+    dtype = ours.lm_head.weight.dtype
+    name = str(dtype)[6:]
+    def same(found): # in bfloat16 two tokens may have the same score
+        return f"   same tokens: {found['same']}" if dtype == torch.float32 else ""
     floor = read_time(ours)
     one = answer_speed(ours, theirs, 1, [], steps, rounds)
     eight = answer_speed(ours, theirs, 8, [4, 6, 8, 12, 16, 24, 32, steps], steps, rounds)
     def line(what, rates): return compare(what, "tokens/s", rates)
-    what = f"batch 8, {eight['tokens']} tokens of different length"
+    what = f"batch 8, {eight['tokens']} tokens of different length, {name:<8}"
     mine, other = [rate * floor for rate in one["decoding"]]
-    return [line("decoding, batch 1, float32      ", one["decoding"]) + f"   same tokens: {one['same']}",
+    return [line(f"decoding, batch 1, {name:<8}      ", one["decoding"]) + same(one),
             f"reading the weights once per token allows {1 / floor:6.1f} tokens/s; "
             f"ours reaches {mine:.2f} of it, transformers {other:.2f}",
             line(f"decoding, {what}       ", eight["decoding"]),
-            line(f"whole answers, {what}  ", eight["whole"]) + f"   same tokens: {eight['same']}"]
+            line(f"whole answers, {what}  ", eight["whole"]) + same(eight)]
 
 # %% ../nbs/reference/bench.ipynb #8f37c29a
 def bench(quick: bool=False): # a few layers and one round: does it run, not how fast
@@ -459,6 +465,7 @@ def bench(quick: bool=False): # a few layers and one round: does it run, not how
     print(parity_line(ours, theirs), flush=True)
     rounds = 1 if quick else 5
     show(generation_speed(ours, theirs, rounds))
+    show(generation_speed(*[copy.deepcopy(model).bfloat16() for model in (ours, theirs)], rounds))
     show(training_speed(ours, theirs, rounds, single / half))
     precision = torch.float32 if single / half > 10 else torch.bfloat16
     show(packing_speed(ours, theirs, 1 if quick else 2, precision, (4, 4) if quick else (16, 8)))

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .data import picture_keys, read_turn
+from .fast import FastDecoder
 from .generation import generate
 from .model import VisionLanguageModel
 from .processor import Batch, Grid, Processor, check_text, to_device
@@ -361,7 +362,7 @@ def answer_batch(model: VisionLanguageModel, # in eval mode
     "Answer some questions together, by greedy decoding."
     asked, prompts, pixels = zip(*part)
     batch = left_pad(prompts, processor.pad_token_id) | dict(pixel_values=torch.cat(pixels))
-    tokens = generate(model, **to_device(model, batch), max_new_tokens=max_new_tokens,
+    tokens = generate(FastDecoder(model), **to_device(model, batch), max_new_tokens=max_new_tokens,
                       eos_token_id=processor.eos_token_id)
     return [a | dict(prediction=processor.decode(ids)) for a, ids in zip(asked, tokens)]
 

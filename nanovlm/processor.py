@@ -23,6 +23,7 @@ import torch
 from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers,
                         trainers)
 from torch import Tensor, nn
+from .fast import FastDecoder
 from .generation import stream
 from .images import load_image
 from .model import VisionLanguageModel, VLMConfig
@@ -724,7 +725,7 @@ def stream_answer(model: VisionLanguageModel, # asked
                          "ask for max_new_tokens of 1 or more")
     ids = []
     limits = dict(max_new_tokens=room, eos_token_id=processor.eos_token_id)
-    for token in stream(model, **batch, **limits, **kwargs):
+    for token in stream(FastDecoder(model), **batch, **limits, **kwargs):
         ids.append(token[0])
         text = processor.decode(ids)
         if not text.endswith("\ufffd"): yield text # half a letter waits for its other half

@@ -1,0 +1,105 @@
+"The short way of one token says what the model says."
+import pytest
+import torch
+from torch import nn
+from nanovlm.fast import FastDecoder, signed_tables
+from nanovlm.generation import generate
+from nanovlm.language import LanguageModel, TextConfig
+from nanovlm.rope import apply_rope, rope_tables
+
+SIZES = { # name: heads, key-value heads, head_dim, layers
+    "one head": (1, 1, 16, 1), "no sharing": (4, 4, 8, 2), "all share": (4, 1, 8, 3),
+    "SmolLM2's heads": (9, 3, 64, 2), "wide heads": (3, 1, 40, 2)}
+
+def small(name="SmolLM2's heads"):
+    heads, kv_heads, head_dim, layers = SIZES[name]
+    torch.manual_seed(0)
+    config = TextConfig(vocab_size=90, hidden_size=48, intermediate_size=96, num_hidden_layers=layers,
+                        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+                        max_position_embeddings=200)
+    return LanguageModel(config).eval()
+
+def prompts(rows=4, length=9):
+    ids = torch.randint(1, 90, (rows, length), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    for row in range(rows): mask[row, :2 * row] = 0
+    return dict(input_ids=ids, attention_mask=mask)
+
+class Watched(FastDecoder):
+    "Counts how often the short way was taken."
+    taken = 0
+    def step(self, *args):
+        self.taken += 1
+        return super().step(*args)
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("given", [prompts(1), prompts(4), prompts(1, 1),
+                                   dict(input_ids=prompts()["input_ids"])],
+                         ids=["one row", "rows of different length", "one token", "no mask"])
+def test_tokens_are_the_same(name, given):
+    model = small(name)
+    fast = Watched(model)
+    for ends in (None, [*range(12)]): # with some, rows end early and leave
+        tokens = [generate(m, **given, max_new_tokens=64, eos_token_id=ends) for m in (model, fast)]
+        assert torch.equal(*tokens)
+    assert fast.taken > 64
+
+def test_logits_are_the_same_to_the_last_digits():
+    model = small()
+    given = prompts()
+    caches = [model.text_model.new_cache(4, 20) for _ in "ab"]
+    for m, cache in zip((model, FastDecoder(model)), caches): m(**given, cache=cache)
+    mask = torch.cat([given["attention_mask"], torch.ones(4, 1, dtype=torch.long)], 1)
+    token = torch.tensor([[3], [4], [5], [6]])
+    with torch.inference_mode():
+        plain, fast = (m(token, attention_mask=mask, cache=cache)
+                       for m, cache in zip((model, FastDecoder(model)), caches))
+    assert plain.shape == fast.shape == (4, 1, 90)
+    assert (plain - fast).abs().max() < 1e-5 and caches[0][0].length == caches[1][0].length == 10
+
+def test_a_rotated_head_is_the_same():
+    config = small().text_model.config
+    x = torch.randn(2, 9, 30, 64)
+    cos, sin = signed_tables(config, 30, x)
+    plain = apply_rope(x, *rope_tables(torch.arange(30)[None], 64, config.rope_theta))
+    assert torch.equal(x * cos + x.roll(32, -1) * sin, plain)
+
+def test_pictures_and_the_tiny_model(model, processor, rows):
+    batch = processor(rows[0]["images"][0], "what color is the shape?")
+    fast = Watched(model)
+    assert torch.equal(*[generate(m, **batch, max_new_tokens=12) for m in (model, fast)])
+    assert fast.taken == 11 # the first token comes with the prompt
+
+@pytest.mark.parametrize("where", ["layer", "attention"])
+def test_a_layer_that_is_watched_is_called(where):
+    model, seen = small(), []
+    layer = model.text_model.layers[1]
+    part = layer if where == "layer" else layer.self_attn
+    fast = Watched(model)
+    handle = part.register_forward_pre_hook(lambda *args: seen.append(1))
+    generate(fast, **prompts(), max_new_tokens=8)
+    assert len(seen) == 8 and fast.taken == 0
+    handle.remove()
+    generate(fast, **prompts(), max_new_tokens=8)
+    assert len(seen) == 8 and fast.taken == 7
+
+def test_other_modules_may_stand_in_for_linear_layers():
+    class Halves(nn.Module): # a product in two parts, as a packed matrix might do it
+        def __init__(self, linear):
+            super().__init__()
+            self.parts = linear.weight.data.chunk(2)
+        def forward(self, x): return torch.cat([x @ part.T for part in self.parts], -1)
+    model = small()
+    for layer in model.text_model.layers:
+        layer.self_attn.q_proj = Halves(layer.self_attn.q_proj)
+        layer.mlp.down_proj = Halves(layer.mlp.down_proj)
+    model.lm_head = Halves(model.lm_head)
+    assert torch.equal(*[generate(m, **prompts(), max_new_tokens=20) for m in (model, FastDecoder(model))])
+
+def test_a_full_cache_is_refused_as_the_model_does():
+    model = small()
+    cache = model.text_model.new_cache(1, 9)
+    fast = FastDecoder(model)
+    fast(prompts(1)["input_ids"], cache=cache)
+    with pytest.raises(ValueError, match="the cache holds 9 positions"):
+        fast(torch.tensor([[3]]), cache=cache)
