@@ -21,7 +21,7 @@ from .generation import generate
 from .model import VisionLanguageModel, VLMConfig
 from .processor import Batch
 from .scaling import matmul_rate
-from .training import TrainConfig, wrap_layers
+from .training import TrainConfig, autocast, plain_attention, wrap_layers
 
 # %% ../nbs/reference/bench.ipynb #a4087a88
 def alternate(function: Callable, # what to time, of one argument
@@ -126,9 +126,11 @@ def loss_of(model,                    # ours or transformers'
             precision: torch.dtype,   # float32, or the dtype to autocast to
             ) -> Tensor:
     "Compute the loss, of either model."
-    with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
-        if isinstance(model, VisionLanguageModel): return model(**batch)
-        return model(**their_batch(batch), use_cache=False).loss
+    half = "bf16" if precision is torch.bfloat16 else "fp32"
+    with autocast(model, half):
+        if not isinstance(model, VisionLanguageModel):
+            return model(**their_batch(batch), use_cache=False).loss
+        with plain_attention(model, half, batch["input_ids"].shape[1]): return model(**batch)
 
 # %% ../nbs/reference/bench.ipynb #25ee6f64
 def answer(model,                    # ours or transformers'
