@@ -32,7 +32,7 @@ def layer_step(layer: DecoderLayer, # with any modules in place of its linear la
     values[:, :, at:at + 1] = attention.v_proj(h).view(rows, -1, 1, hd)
     queue = q.view(rows, keys.shape[1], -1, hd) # (B, nkv, group, hd)
     mixed = F.scaled_dot_product_attention(queue, keys[:, :, :at + 1], values[:, :, :at + 1], mask)
-    x = x + attention.o_proj(mixed.view(rows, 1, -1))
+    x = x + attention.o_proj(mixed.reshape(rows, 1, -1)) # some kernels lay heads out otherwise
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 # %% ../nbs/reference/fast.ipynb #4b4f0c19
