@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from unittest.mock import patch
 import torch
 import tyro
-from .bench import bench
+from .bench import PARTS, bench
 from .data import TURNS, describe_mixture, mix, mixture_table, open_data, pick_split, split_rows
 from .demo import DemoConfig, demo
 from .evaluation import (METRICS, evaluate, evaluate_choices, load_choices,
@@ -222,9 +222,13 @@ class DemoCommand(DemoConfig):
 @dataclass
 class BenchCommand:
     "Measure this machine, and this package beside transformers, in one run."
-    quick: bool = False # a few layers and steps: does it run, not how fast
+    quick: bool = False  # a few layers and steps: does it run, not how fast
+    load: bool = False   # some of the parts alone: loading a checkpoint
+    decode: bool = False # … writing answers
+    train: bool = False  # … steps of training, padded and packed
+    memory: bool = False # … memory of a step
 
-    def run(self): bench(self.quick)
+    def run(self): bench(self.quick, [part for part in PARTS if getattr(self, part)] or PARTS)
 
 # %% ../nbs/reference/cli.ipynb #2fbb2fd6
 COMMANDS = dict(data=DataCommand, train=TrainCommand, ask=AskCommand,
