@@ -28,7 +28,7 @@ def test_what_the_encoder_saw_once_teaches_the_same(learn, more):
     half = "precision" in more
     assert losses == pytest.approx(losses_cached, abs=1e-2 if half else 1e-6) # attention rounds otherwise in training
     for name, p in looked.state_dict().items():
-        torch.testing.assert_close(p, cached.state_dict()[name], atol=1e-3 if half else 1e-5, rtol=0)
+        torch.testing.assert_close(p, cached.state_dict()[name], atol=1e-2 if half else 1e-5, rtol=0)
 
 def test_features_stand_where_pixels_stood(rows, model, processor):
     "Rows of one image, of two, of none, and one that cannot be used."
