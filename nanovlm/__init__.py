@@ -17,6 +17,7 @@ nanovlm/ (numbers are chapters; a module imports only from those above it)
   connector.py    8   pixel shuffle and one linear layer
   model.py        9   the vision-language model: images spliced into text
   fast.py             one token with fewer operations
+  quantise.py    19   weights in int8 and int4, packed
   processor.py   10   tokenizer, prompt, image tiles, label mask; ask a question
   sources.py          data sets of others in one schema: easy-VQA, a folder, mixtures
   data.py        11   rows become batches: collate, pack, hold rows out

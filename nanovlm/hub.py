@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NANOVLM_SIZES', 'NANOVLM_NAMES', 'NANOVLM_FORMATS', 'NO_DATA', 'NO_FIGURES', 'UPLOADED', 'is_nanovlm',
-           'nanovlm_version', 'nanovlm_config', 'nanovlm_tensors', 'nanovlm_processor', 'find_model', 'load',
-           'model_card', 'push_to_hub']
+           'nanovlm_version', 'nanovlm_config', 'nanovlm_tensors', 'nanovlm_processor', 'find_model', 'check_weights',
+           'load', 'model_card', 'push_to_hub']
 
 # %% ../nbs/17_hub.ipynb #cf4aa307
 import re, tempfile
@@ -20,9 +20,10 @@ from .evaluation import report
 from .language import TextConfig
 from .model import PREFIXES, VisionLanguageModel, VLMConfig
 from .processor import MOST_PIXELS, Processor, PromptFormat, load_tokenizer
+from .quantise import WIDTHS, load_quantised, quantise
 from .recipe import add_rows
 from .vision import VisionConfig
-from .weights import (AGAIN, LIMITS, NamedTensors, check_value, empty_model, find_folder,
+from .weights import (AGAIN, LIMITS, NamedTensors, as_device, check_value, empty_model, find_folder,
                              load_weights,
                              read_config, read_json, read_tensors, section)
 
@@ -176,10 +177,24 @@ def find_model(name_or_folder: str | Path, # as for `load`
         if not get_close_matches(str(name_or_folder).lower(), ["tiny"]): raise
         raise FileNotFoundError(f"{e}; did you mean 'tiny', the model that comes with the package?") from None
 
+def check_weights(weights: str | None, # wanted, as for `load`
+                  stored: str | None,  # what the file holds; None = weights that are not quantised
+                  device):             # as for `load`
+    "Raises ValueError if weights cannot be had so."
+    if weights not in (None, *WIDTHS):
+        raise ValueError(f"weights is {weights!r}: choose int8 or int4, or leave it out")
+    if None not in (weights, stored) and weights != stored:
+        raise ValueError(f"the checkpoint's weights are in {stored}, and {weights} is asked for: leave "
+                         "weights out, or give the checkpoint that was quantised")
+    if (weights or stored) and as_device(device).type != "cpu":
+        raise ValueError(f"weights in {weights or stored} are for a CPU, and device is {device}: give the "
+                         "checkpoint that is not quantised, in bfloat16")
+
 def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/name", or "tiny"
          revision: str=None,         # branch, tag or commit on the hub
          dtype: torch.dtype=None,    # of the weights, or its name; None = as in the file
          device: torch.device=None,  # or its name; None = the CPU
+         weights: str=None,          # "int8" or "int4" (on a CPU, to read only); None = as in the file
          ) -> tuple[VisionLanguageModel, Processor]:
     """Open a checkpoint of any known format: ours, Idefics3's, SmolVLM's, or one of the nanoVLM repository's.
 
@@ -187,16 +202,19 @@ def load(name_or_folder: str | Path, # a checkpoint folder, a hub name "owner/na
     folder = find_model(name_or_folder, revision)
     options = dict(dtype=dtype, device=device)
     config = read_config(folder)
+    stored = section(config, "quantization_config")
+    check_weights(weights, stored.get("weights"), device)
+    if stored: return load_quantised(folder, dtype), Processor.from_pretrained(folder)
     if not is_nanovlm(config):
         model = VisionLanguageModel.from_pretrained(folder, **options)
-        return model, Processor.from_pretrained(folder)
+        return quantise(model, weights) if weights else model, Processor.from_pretrained(folder)
     try:
         sizes = nanovlm_config(config)
         processor = nanovlm_processor(config)
     except (FileNotFoundError, ValueError) as e: raise type(e)(f"{folder / 'config.json'}: {e}") from None
     tensors = nanovlm_tensors(read_tensors(folder), sizes)
-    model = empty_model(VisionLanguageModel, sizes)
-    return load_weights(model, tensors, folder, PREFIXES, **options), processor
+    model = load_weights(empty_model(VisionLanguageModel, sizes), tensors, folder, PREFIXES, **options)
+    return quantise(model, weights) if weights else model, processor
 
 # %% ../nbs/17_hub.ipynb #b587057e
 NO_DATA = "It was not stored with this checkpoint what it was trained on."

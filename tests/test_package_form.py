@@ -5,7 +5,7 @@ import pytest
 from conftest import NOTEBOOKS, REPO, SETTINGS, code_cells
 
 ORDER = """images weights checking plots runs
-           patches attention vision rope kv_cache language generation connector model fast processor
+           patches attention vision rope kv_cache language generation connector model fast quantise processor
            sources data batches frozen training evaluation survey recipe inside scaling hub
            scenes playground demo bench cli""".split() # a module imports from earlier ones alone
 MODEL = ORDER[ORDER.index("patches"):ORDER.index("fast")]
@@ -76,7 +76,7 @@ def test_the_model_can_be_read_in_an_evening():
 def test_the_package_stays_small():
     aside = "plots", "playground", "checking" # figures, widgets, and what the exercises are checked with
     sizes = {name: code_tokens(module(name).read_text()) for name in ORDER if name not in aside}
-    assert sum(sizes.values()) <= 63_000, sizes # a third of it reads the files, rows and replies of others
+    assert sum(sizes.values()) <= 66_000, sizes # a third of it reads the files, rows and replies of others
 
 def code_widths(source):
     "Columns of each line, a comment behind the code aside; lines for nbdev (#|) count 0."
