@@ -123,7 +123,8 @@ def stored(tiny, small, tmp_path):
     return tmp_path
 
 @pytest.mark.parametrize("options, says", [
-    (dict(weights="int8"), "are in int4, and int8 is asked for"), (dict(weights="int3"), "choose int8 or int4"),
+    (dict(weights="int8"), "are in int4, and int8 is asked for"),
+    (dict(weights="int3"), "choose int8 or int4"),
     (dict(device="meta"), "for a CPU")])
 def test_what_load_cannot_do_is_refused(stored, options, says):
     with pytest.raises(ValueError, match=says): load(stored, **options)
