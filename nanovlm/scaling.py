@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GPUS', 'PLAN_LIMITS', 'PLAN_SWITCHES', 'PLAN_CHOICES', 'CUDA_OVERHEAD', 'matmul_rate', 'hollow_model',
-           'matrix_weights', 'training_work', 'SavedBytes', 'count_saved', 'kept_for_backward', 'LiveBytes', 'this_gpu',
-           'smallest_side', 'PlanSettings', 'lora_parameters', 'learnt_parameters', 'activations', 'passing',
-           'step_work', 'Plan', 'largest_batch', 'mfu_meter']
+           'matrix_weights', 'training_work', 'SavedBytes', 'count_saved', 'kept_for_backward', 'LiveBytes',
+           'computed_again', 'this_gpu', 'smallest_side', 'PlanSettings', 'lora_parameters', 'learnt_parameters',
+           'activations', 'passing', 'step_work', 'Plan', 'largest_batch', 'mfu_meter']
 
 # %% ../nbs/16_scaling.ipynb #ed92d457
 import re, time, weakref
@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .model import VisionLanguageModel, VLMConfig
-from .training import TrainConfig, wrong_values
+from .training import WIDE, TrainConfig, wrong_values
 from .weights import count_parameters, empty_model
 
 # %% ../nbs/16_scaling.ipynb #760f1577
@@ -172,6 +172,26 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, sum(self.live.values()))
         return result
 
+# %% ../nbs/16_scaling.ipynb #441b9cb6
+def computed_again(config: VLMConfig,     # sizes
+                   squares: int,          # image squares in the batch
+                   rows: int,             # of the batch
+                   tokens: int,           # per row
+                   labelled: int,         # of them: in the last layer, the others have no MLP
+                   half: torch.dtype=None, # as for `count_saved`
+                   ) -> dict[str, int]:   # part: bytes
+    "Count what `forgetful_mlp` does not keep."
+    v, t = config.vision_config, config.text_config
+    patches = squares * v.grid**2 * v.num_hidden_layers
+    places = rows * (tokens * (t.num_hidden_layers - 1) + labelled)
+    numbers = dict(vision=v.intermediate_size * patches, text=2 * t.intermediate_size * places)
+    again = {}
+    for part, sizes in dict(vision=v, text=t).items():
+        matrices = sizes.num_hidden_layers * sizes.hidden_size * sizes.intermediate_size
+        again[part] = 2 * (numbers[part] + matrices) if half else 4 * numbers[part]
+        if sizes.hidden_size < WIDE: again[part] = 0
+    return again
+
 # %% ../nbs/16_scaling.ipynb #e12b2261
 GPUS = { # half precision: FLOP/s; bytes of memory
     "t4": (65e12, 15e9), "l4": (121e12, 24e9), "a100": (312e12, 40e9), "h100": (989e12, 80e9)}
@@ -183,7 +203,7 @@ def this_gpu() -> str | None: # one of `GPUS`; None without a GPU that is listed
 
 # %% ../nbs/16_scaling.ipynb #e2e4fd8e
 PLAN_LIMITS = dict(rows=(1, 10**9), labelled=(1, 10**6), mfu=(1e-4, 1.0), samples=(1, 10**12)) # least and most
-PLAN_SWITCHES = "checkpointing", "freeze_vision", "cache_features"
+PLAN_SWITCHES = "checkpointing", "keep_all", "freeze_vision", "cache_features"
 PLAN_CHOICES = dict(gpu=(*GPUS, "cpu"), optimizer=("adamw", "muon"),
                     **dict.fromkeys(PLAN_SWITCHES, (False, True)))
 
@@ -205,6 +225,7 @@ class PlanSettings:
     labelled: int = 32         # tokens per row that carry loss
     optimizer: str = "adamw"   # "adamw" keeps two numbers per weight, "muon" one
     checkpointing: bool = False # compute activations twice
+    keep_all: bool = False      # keep what an MLP can cheaply compute again, too, as most trainers do
     freeze_vision: bool = False # the vision encoder does not learn
     cache_features: bool = False # it does not even run: what it saw is kept in the machine's memory
     lora: int = 0              # rank of additions that learn instead of the decoder; 0 = none
@@ -253,13 +274,15 @@ def activations(plan: PlanSettings,    # what a step is made of
     "Count what is kept from forward to backward, with the plan's switches."
     half = None if plan.gpu == "cpu" else torch.float16
     kept = dict(kept_for_backward(plan.config, *plan.batch, half))
-    if plan.freeze_vision: kept["vision"] = 0
     if plan.checkpointing:
         v, t = plan.config.vision_config, plan.config.text_config
         vision_inputs = 4 * plan.squares * v.grid**2 * v.hidden_size * v.num_hidden_layers
         text_inputs = 4 * plan.rows * plan.tokens * t.hidden_size * t.num_hidden_layers
         kept["vision"] = min(kept["vision"], vision_inputs + kept["vision"] / v.num_hidden_layers)
         kept["text"] = min(kept["text"], text_inputs + kept["text"] / t.num_hidden_layers)
+    elif not plan.keep_all:
+        for part, size in computed_again(plan.config, *plan.batch, half).items(): kept[part] -= size
+    if plan.freeze_vision: kept["vision"] = 0
     return kept
 
 # %% ../nbs/16_scaling.ipynb #dfa2d446
@@ -272,7 +295,7 @@ def passing(plan: PlanSettings, # what a step is made of
     vocab_size, width = plan.config.text_config.vocab_size, plan.config.text_config.hidden_size
     scores = 4 * plan.rows * plan.labelled * vocab_size
     table = 0 if plan.lora else 4 * vocab_size * width
-    return max(scores + table, 3 * table - kept) + (0 if plan.gpu == "cpu" else CUDA_OVERHEAD)
+    return max(2 * scores, scores + table, 3 * table - kept) + (0 if plan.gpu == "cpu" else CUDA_OVERHEAD)
 
 # %% ../nbs/16_scaling.ipynb #1240209b
 def step_work(plan: PlanSettings, # what a step is made of

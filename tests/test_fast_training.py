@@ -17,6 +17,7 @@ def gradients(batch, precision, length, **switches): # -> loss, all gradients in
     torch.manual_seed(0)
     model = VisionLanguageModel(VLMConfig.tiny())
     wrap_layers(model, TrainConfig(output_dir="", **switches))
+    assert any("forward" in vars(layer.mlp) for layer in model.text_model.layers) == (not switches)
     with plain_attention(model, precision, length):
         with autocast(model, precision): loss = model(**batch)
         loss.backward()
@@ -25,7 +26,8 @@ def gradients(batch, precision, length, **switches): # -> loss, all gradients in
 @pytest.mark.parametrize("precision, length, switches, near", [
     ("fp32", 1, {}, 1e-5), ("fp32", 1, dict(checkpointing=True), 1e-5),
     ("bf16", 1, {}, 1e-2), ("bf16", 1, dict(checkpointing=True), 1e-2), ("bf16", 10**6, {}, 1e-2)])
-def test_switches_leave_loss_and_gradient_as_they_are(batch, precision, length, switches, near):
+def test_switches_leave_loss_and_gradient_as_they_are(batch, precision, length, switches, near, monkeypatch):
+    monkeypatch.setattr(training, "WIDE", 64) # so wide is this model
     loss, gradient = gradients(batch, precision, length, **switches)
     expected, plain = gradients(batch, "fp32", 10**6)
     assert abs(loss - expected) < near * expected

@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from nanovlm import training
 from nanovlm.batches import Source, Windows
 from nanovlm.cli import main
 from nanovlm.data import Examples, draw, load_data, pack, stack
@@ -12,7 +13,7 @@ from nanovlm.data import split_rows
 from nanovlm.processor import tiny_model
 from nanovlm.model import VisionLanguageModel
 from nanovlm.runs import read_lines, state_files
-from nanovlm.training import TrainConfig, make_optimizers, wrap_layers, train, training_step
+from nanovlm.training import TrainConfig, make_optimizers, train, training_step, unwrap_layers, wrap_layers
 
 SMALL = dict(batch_size=4, progress=False)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nanovlm", "train"]
@@ -359,15 +360,17 @@ compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile nee
 
 @pytest.mark.parametrize("switch, atol, rtol", [
     ("checkpointing", 0, 0), pytest.param("compile", 1e-5, 1e-4, marks=compiler)])
-def test_switches_of_speed_and_memory_change_no_gradient(model, samples, switch, atol, rtol):
+def test_switches_of_speed_and_memory_change_no_gradient(model, samples, switch, atol, rtol, monkeypatch):
+    monkeypatch.setattr(training, "WIDE", 64) # so wide is this model
     batch, grads = stack(pack(samples, 200)), []
-    for config in (TrainConfig(), TrainConfig(**{switch: True})):
-        wrap_layers(model, config)
+    for config in (None, TrainConfig(), TrainConfig(**{switch: True})):
+        if config: wrap_layers(model, config)
         model.zero_grad()
         model(**batch).backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*grads, atol=atol, rtol=rtol)
-    wrap_layers(model, TrainConfig())
+    assert torch.equal(grads[0], grads[1]) # what is cheap is computed twice, and the same
+    torch.testing.assert_close(*grads[1:], atol=atol, rtol=rtol)
+    unwrap_layers(model)
     assert not any("forward" in vars(m) for m in model.modules())
 
 @pytest.mark.parametrize("options", [
