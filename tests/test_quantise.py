@@ -5,9 +5,11 @@ import pytest, torch
 from torch import nn
 from nanovlm import VisionLanguageModel, VLMConfig, load
 from nanovlm.cli import main
+from nanovlm.hub import model_card
 from nanovlm.language import LanguageModel, TextConfig
 from nanovlm.quantise import (GROUP, WIDTHS, Int4Linear, Int8Linear, as_floats, load_quantised, pack_nibbles,
                               quantise, round_int4, round_int8, unpack_nibbles)
+from nanovlm.training import TrainConfig, train
 
 widths = pytest.mark.parametrize("weights", WIDTHS)
 
@@ -147,6 +149,19 @@ def test_a_quantised_model_neither_learns_nor_is_rounded_again(small):
     with pytest.raises(ValueError, match="do not learn"): copy.deepcopy(small["int4"]).train()
     with pytest.raises(ValueError, match="quantised already"): quantise(small["int4"], "int8")
     with pytest.raises(ValueError, match="choose int8 or int4"): quantise(small["int4"], "int2")
+
+@pytest.mark.parametrize("options", [dict(), dict(lora=2), dict(optimizer="adamw", compile=True)])
+def test_training_refuses_a_quantised_model_before_it_begins(tiny, small, options):
+    with pytest.raises(ValueError, match="weights in int4 do not learn: load a checkpoint that is not"):
+        train(small["int4"], tiny[1], [], TrainConfig(output_dir="", **options))
+
+def test_a_card_says_what_the_weights_are(tiny, small):
+    for weights, model in dict(small, float32=tiny[0]).items():
+        card = model_card("me/tiny", model.config)
+        rounded = weights in WIDTHS
+        assert (f"to {weights} (quantised)" in card) == rounded
+        assert ("Idefics3" in card) == ("library_name: transformers" in card) == (not rounded)
+        assert 'model, processor = load("me/tiny")' in card
 
 def test_a_fifth_of_the_memory_at_full_size():
     from nanovlm.weights import empty_model
