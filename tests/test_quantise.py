@@ -7,8 +7,8 @@ from nanovlm import VisionLanguageModel, VLMConfig, load
 from nanovlm.cli import main
 from nanovlm.hub import model_card
 from nanovlm.language import LanguageModel, TextConfig
-from nanovlm.quantise import (GROUP, WIDTHS, Int4Linear, Int8Linear, as_floats, load_quantised, pack_nibbles,
-                              quantise, round_int4, round_int8, unpack_nibbles)
+from nanovlm.quantise import (GROUP, WIDTHS, Int4Linear, Int8Linear, as_floats, input_squares, load_quantised,
+                              pack_nibbles, quantise, round_int4, round_int8, unpack_nibbles)
 from nanovlm.training import TrainConfig, train
 
 widths = pytest.mark.parametrize("weights", WIDTHS)
@@ -30,6 +30,53 @@ def test_a_weight_moves_by_half_a_step(weight, rounding, steps):
     "Of a row in int8, of a group in int4; and some thousandths, since scales are in bfloat16."
     moved = (as_floats(*rounding(weight)) - weight).abs()
     assert (moved <= 0.51 * weight.abs().amax(1, keepdim=True) / steps + 1e-30).all()
+
+uneven = torch.logspace(-3, 3, 64) # squares of inputs
+
+def harm(weight, squares, rounded): return ((rounded - weight).square() * squares).sum().item()
+
+@pytest.mark.parametrize("weight", [numbers(16, 64), numbers(16, 64).exp(), numbers(16, 64) * 1e-8,
+                                    numbers(16, 64) * 1e6])
+def test_a_fitted_grid_does_less_harm_to_outputs(weight):
+    plain, fitted = as_floats(*round_int4(weight)), as_floats(*round_int4(weight, uneven))
+    assert harm(weight, uneven, fitted) < 0.75 * harm(weight, uneven, plain)
+    same = as_floats(*round_int4(weight, torch.ones(64)))
+    assert harm(weight, 1, same) < harm(weight, 1, plain)
+
+@pytest.mark.parametrize("squares", [torch.zeros(64), torch.eye(64)[3], torch.full((64,), 1e-20)])
+@pytest.mark.parametrize("weight", [numbers(16, 64), torch.zeros(16, 64), torch.full((16, 64), 0.3)])
+def test_idle_inputs_and_even_groups_are_fitted_too(weight, squares):
+    q, scales = round_int4(weight, squares)
+    moved = (as_floats(q, scales) - weight).abs()
+    assert torch.isfinite(scales).all() and q.max() <= 15 and moved.max() <= 0.5 * weight.abs().max()
+
+def test_the_sums_of_squares_are_those_of_each_input():
+    first, second = nn.Linear(4, 3), nn.Linear(3, 2)
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.idle = first, second, nn.Linear(2, 2)
+        def forward(self, x): return self.second(self.first(x))
+    x, more = numbers(2, 5, 4), numbers(1, 4)
+    model = Model()
+    squares = input_squares(model, [dict(x=x), dict(x=more)])
+    rows = torch.cat([x.flatten(0, 1), more])
+    assert set(squares) == {first, second} and torch.allclose(squares[first], rows.square().sum(0))
+    assert torch.allclose(squares[second], first(rows).square().sum(0))
+    assert not first._forward_pre_hooks
+    with pytest.raises(TypeError): input_squares(model, [dict(y=x)])
+    assert not first._forward_pre_hooks
+
+def test_examples_bring_scores_nearer(tiny, small, tmp_path):
+    "What no example reaches, an eye without images, is rounded plainly."
+    words = [dict(input_ids=torch.randint(30, 90, (4, 20), generator=torch.Generator().manual_seed(n))) for n in (0, 1)]
+    fitted = quantise(copy.deepcopy(tiny[0]), "int4", words[:1])
+    with torch.inference_mode(): exact, plain, near = (m(**words[1]) for m in (tiny[0], small["int4"], fitted))
+    assert (near - exact).norm() < 0.95 * (plain - exact).norm()
+    eye, same = fitted.vision_model.state_dict(), small["int4"].vision_model.state_dict()
+    assert all(torch.equal(eye[name], same[name]) for name in same)
+    fitted.save_pretrained(tmp_path)
+    with torch.inference_mode(): assert torch.equal(load_quantised(tmp_path)(**words[1]), near)
 
 def test_nibbles_come_back():
     q = torch.randint(0, 16, (16, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
