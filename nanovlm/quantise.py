@@ -227,7 +227,7 @@ class Int8Embedding(nn.Module):
 
 # %% ../nbs/19_quantise.ipynb #183c2931
 WIDTHS = "int8", "int4"
-IN_INT8 = "v_proj" # the layer that is in int8 anyway
+IN_INT8 = "k_proj", "v_proj" # layers that are in int8 anyway
 
 def packed_linear(linear: nn.Linear,    # the layer whose place it takes
                   name: str,            # in its part of the model
@@ -236,7 +236,7 @@ def packed_linear(linear: nn.Linear,    # the layer whose place it takes
                   ) -> PackedLinear:
     "Pack a layer; in int8 where its sides do not fit int4, or where four bits cost most."
     fits = linear.out_features % 16 == 0 and linear.in_features % GROUP == 0
-    four = weights == "int4" and fits and name != IN_INT8
+    four = weights == "int4" and fits and name not in IN_INT8
     return Int4Linear(linear, squares) if four else Int8Linear(linear)
 
 # %% ../nbs/19_quantise.ipynb #05b892b3

@@ -80,7 +80,7 @@ def test_examples_fit_the_layers_that_they_reach(tiny, small, tmp_path):
         if layer not in squares: assert torch.equal(near, plain)
         else: assert harm(layer.weight, squares[layer], near) < 0.9 * harm(layer.weight, squares[layer], plain)
         count += layer in squares
-    assert count == 6 # of the decoder's layer, all but v_proj
+    assert count == 5 # of the decoder's layer, all but k_proj and v_proj
     fitted.save_pretrained(tmp_path)
     prompt = dict(input_ids=ids[1])
     with torch.inference_mode(): assert torch.equal(load_quantised(tmp_path)(**prompt), fitted(**prompt))
@@ -129,7 +129,8 @@ def test_a_model_keeps_its_ties_and_its_scores(tiny, small, weights):
         exact, given = tiny[0](**inputs()), model(**inputs())
     assert (given - exact).norm() < dict(int8=0.02, int4=0.15)[weights] * exact.norm()
     layer = model.text_model.layers[0]
-    assert isinstance(layer.self_attn.v_proj, Int8Linear) # also in int4
+    assert isinstance(layer.self_attn.k_proj, Int8Linear) # also in int4
+    assert isinstance(layer.self_attn.v_proj, Int8Linear)
 
 @widths
 def test_an_untied_model_and_a_language_model_are_quantised(weights):
@@ -225,7 +226,7 @@ def test_a_fifth_of_the_memory_at_full_size():
 
     full = empty_model(VisionLanguageModel, VLMConfig.nanovlm_222m())
     before = size(full)
-    assert size(quantise(full, "int4")) < 0.18 * before and GROUP == 32
+    assert size(quantise(full, "int4")) < 0.185 * before and GROUP == 32
 
 def test_the_command_asks_with_fewer_bits(tmp_path, capsys):
     from PIL import Image
