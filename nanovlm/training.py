@@ -35,6 +35,7 @@ from .frozen import add_lora, cache_features, merge_lora, merged_copy
 from .language import GatedMLP
 from .model import VisionLanguageModel
 from .processor import Batch, Processor, to_device
+from .quantise import QuantisedConfig
 from .runs import (ALONE, Log, Processes, check_finite, device_of, full_tensor,
                           is_line, load_state, only_run,
                           read_metadata, save_state, shard_model, state_files, state_tensors, stop_signals)
@@ -756,11 +757,14 @@ class Training(Resumable):
 
 # %% ../nbs/12_training.ipynb #f1a90831
 def check_kinds(model, processor, config): # as for `train`
-    "Raises ValueError if one of them is something else."
+    "Raises ValueError if one of them is something else, or the model is quantised."
     kinds = dict(model=VisionLanguageModel, processor=Processor, config=TrainConfig)
     for (name, kind), given in zip(kinds.items(), (model, processor, config)):
         if isinstance(given, kind): continue
         raise ValueError(f"{name} is of type {type(given).__name__}: give a {kind.__name__}")
+    if isinstance(model.config, QuantisedConfig):
+        raise ValueError(f"weights in {model.config.weights} do not learn: load a checkpoint that is not "
+                         "quantised, without weights=, train, and quantise afterwards")
 
 @contextlib.contextmanager
 def plain_afterwards(model: VisionLanguageModel, # changed in place
