@@ -17,7 +17,7 @@ BESIDE = {name: RATE.format(name) for name in ("transformers", "transformers flo
 SAME = "   same tokens: True"
 ROWS = [ # a row's beginning, and how it goes on
     ("parity: largest difference", ""),
-    ("loading", "ours +[0-9.]+ s"),
+    ("loading .* ours +", "[0-9.]+ s"),
     ("decoding, batch 1, float32 +", BESIDE["transformers"] + SAME),
     ("decoding, batch 1, bfloat16 +", BESIDE["transformers"]),
     ("whole answers, batch 8, .* float32 +", BESIDE["transformers"] + SAME),
