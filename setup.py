@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="])
 parser.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("course", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("course", "bench", "dev")}
 
 setup(
     name=cfg["lib_name"],

@@ -167,15 +167,3 @@ def test_a_mistake_in_a_process_of_its_own(cli):
 def test_help_tells_every_flag(cli):
     text = cli("train", "--help").stdout
     for field in fields(TrainConfig): assert f"--{field.name.replace('_', '-')}" in text
-
-def test_bench_runs(cli):
-    result = cli("bench", "--quick")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("same tokens: True") == 2
-    assert result.stdout.count("ratio") == 11 - ("bf16 autocast is not measured" in result.stdout)
-
-def test_a_part_of_bench_runs_alone(cli):
-    result = cli("bench", "--quick", "--decode")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("decoding") == 4 and result.stdout.count("bfloat16 ") >= 3
-    assert "backward" not in result.stdout and "memory" not in result.stdout
