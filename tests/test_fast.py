@@ -1,8 +1,9 @@
 "The short way of one token says what the model says."
+import shutil
 import pytest
 import torch
 from torch import nn
-from nanovlm.fast import FastDecoder, signed_tables
+from nanovlm.fast import FastDecoder, signed_tables, spelt_out
 from nanovlm.generation import generate
 from nanovlm.language import LanguageModel, TextConfig
 from nanovlm.rope import apply_rope, rope_tables
@@ -44,6 +45,21 @@ def test_tokens_are_the_same(name, given):
         assert torch.equal(*tokens)
     assert fast.taken > 64
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_say_the_same():
+    model = small()
+    fast = Watched(model, compile=True)
+    for given in (prompts(1), prompts(3)):
+        assert torch.equal(*[generate(m, **given, max_new_tokens=40) for m in (model, fast)])
+    assert fast.taken > 70
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("rows, bias", [(1, False), (1, True), (4, False)])
+def test_a_product_spelt_out_is_a_product(rows, bias, dtype, near):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(40, 24, bias=bias, dtype=dtype), torch.randn(rows, 1, 40, dtype=dtype)
+    torch.testing.assert_close(spelt_out(linear, x), linear(x), atol=near, rtol=near)
+
 def test_logits_are_the_same_to_the_last_digits():
     model = small()
     given = prompts()
@@ -70,11 +86,11 @@ def test_pictures_and_the_tiny_model(model, processor, rows):
     assert torch.equal(*[generate(m, **batch, max_new_tokens=12) for m in (model, fast)])
     assert fast.taken == 11 # the first token comes with the prompt
 
-@pytest.mark.parametrize("where", ["layer", "attention"])
+@pytest.mark.parametrize("where", ["layer", "attention", "mlp"])
 def test_a_layer_that_is_watched_is_called(where):
     model, seen = small(), []
     layer = model.text_model.layers[1]
-    part = layer if where == "layer" else layer.self_attn
+    part = dict(layer=layer, attention=layer.self_attn, mlp=layer.mlp)[where]
     fast = Watched(model)
     handle = part.register_forward_pre_hook(lambda *args: seen.append(1))
     generate(fast, **prompts(), max_new_tokens=8)
