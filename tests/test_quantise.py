@@ -77,7 +77,7 @@ def sums_of(ids): return lambda model: input_squares(model, [dict(input_ids=ids)
 @pytest.mark.parametrize("examples, measured", [([dict(input_ids=some)], sums_of(other)),
                                                 (None, lambda model: random_squares(model.text_model))])
 def test_what_is_read_fits_the_layers_that_it_reaches(tiny, plain, examples, measured):
-    "What nothing reaches, an eye without images, is rounded plainly. None: random tokens, image tokens among them."
+    "An eye without images is rounded plainly. None: random tokens, image tokens among them."
     fitted = quantise(copy.deepcopy(tiny[0]), "int4", examples)
     squares = measured(tiny[0])
     count = 0
