@@ -8,7 +8,7 @@ from nanovlm.cli import main
 from nanovlm.hub import model_card
 from nanovlm.language import LanguageModel, TextConfig
 from nanovlm.quantise import (GROUP, WIDTHS, Int4Linear, Int8Linear, as_floats, input_squares, load_quantised,
-                              pack_nibbles, quantise, round_int4, round_int8, unpack_nibbles)
+                              pack_nibbles, quantise, random_squares, round_int4, round_int8, unpack_nibbles)
 from nanovlm.training import TrainConfig, train
 
 widths = pytest.mark.parametrize("weights", WIDTHS)
@@ -67,23 +67,46 @@ def test_the_sums_of_squares_are_those_of_each_input():
     with pytest.raises(TypeError): input_squares(model, [dict(y=x)])
     assert not first._forward_pre_hooks
 
-def test_examples_fit_the_layers_that_they_reach(tiny, small, tmp_path):
-    "What no example reaches, an eye without images, is rounded plainly. Measured on other examples."
-    ids = torch.randint(30, 90, (2, 16, 40), generator=torch.Generator().manual_seed(0))
-    fitted = quantise(copy.deepcopy(tiny[0]), "int4", [dict(input_ids=ids[0])])
-    squares = input_squares(tiny[0], [dict(input_ids=ids[1])])
+@pytest.fixture(scope="module")
+def plain(tiny): return quantise(copy.deepcopy(tiny[0]), "int4", ())
+
+some, other = torch.randint(30, 90, (2, 16, 40), generator=torch.Generator().manual_seed(0))
+
+def sums_of(ids): return lambda model: input_squares(model, [dict(input_ids=ids)])
+
+@pytest.mark.parametrize("examples, measured", [([dict(input_ids=some)], sums_of(other)),
+                                                (None, lambda model: random_squares(model.text_model))])
+def test_what_is_read_fits_the_layers_that_it_reaches(tiny, plain, examples, measured):
+    "An eye without images is rounded plainly. None: random tokens, image tokens among them."
+    fitted = quantise(copy.deepcopy(tiny[0]), "int4", examples)
+    squares = measured(tiny[0])
     count = 0
     for name, layer in tiny[0].named_modules():
         if not isinstance(fitted.get_submodule(name), Int4Linear): continue
-        parts = [model.get_submodule(name) for model in (fitted, small["int4"])]
-        near, plain = [as_floats(part.numbers(), part.scales) for part in parts]
-        if layer not in squares: assert torch.equal(near, plain)
-        else: assert harm(layer.weight, squares[layer], near) < 0.9 * harm(layer.weight, squares[layer], plain)
+        parts = [model.get_submodule(name) for model in (fitted, plain)]
+        near, far = [as_floats(part.numbers(), part.scales) for part in parts]
+        if layer not in squares: assert torch.equal(near, far)
+        else: assert harm(layer.weight, squares[layer], near) < 0.9 * harm(layer.weight, squares[layer], far)
         count += layer in squares
     assert count == 5 # of the decoder's layer, all but k_proj and v_proj
-    fitted.save_pretrained(tmp_path)
-    prompt = dict(input_ids=ids[1])
-    with torch.inference_mode(): assert torch.equal(load_quantised(tmp_path)(**prompt), fitted(**prompt))
+
+def test_random_tokens_are_the_same_each_time_and_fit_the_context():
+    decoder = LanguageModel(TextConfig(64, 64, 128, 1, 2, 1, max_position_embeddings=24)).text_model
+    seen = []
+    handle = decoder.register_forward_pre_hook(lambda *given: seen.append(given[2]["x"]), with_kwargs=True)
+    first, second = random_squares(decoder), random_squares(decoder)
+    handle.remove()
+    assert seen[0].shape == (1, 24, 64) and torch.equal(*seen)
+    assert len(first) == 7 and all(torch.equal(first[layer], second[layer]) for layer in first)
+
+@pytest.mark.parametrize("weights, options", [("int8", ()), ("int4", [()])])
+def test_nothing_is_read_where_nothing_is_fitted(tiny, weights, options, monkeypatch, tmp_path):
+    "Nor when a saved model is opened, or an empty one made."
+    from nanovlm import quantise as module
+    monkeypatch.setattr(module, "random_squares", None) # a call would fail
+    model = quantise(copy.deepcopy(tiny[0]), weights, *options)
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode(): assert torch.equal(load_quantised(tmp_path)(**inputs()), model(**inputs()))
 
 def test_nibbles_come_back():
     q = torch.randint(0, 16, (16, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
