@@ -7,14 +7,17 @@ __all__ = ['CAULDRON_TABLE', 'CAULDRON', 'NEEDED', 'PEERS', 'PARTS', 'alternate'
            'full_size', 'training_batch', 'their_batch', 'loss_of', 'answer', 'parity_line', 'reset_peak', 'memory',
            'fresh_process', 'load_once', 'loading', 'first_call', 'compiled_training', 'training_speed',
            'training_memory', 'training_memories', 'length_mix', 'step_of', 'packing_speed', 'ends_at',
-           'count_answered', 'answer_speed', 'generation_speed', 'missing_line', 'write_ggufs', 'llama_writer',
-           'in_weights', 'writer', 'decoding_rates', 'peer_rows', 'real_decoding', 'gpu_rows', 'bench']
+           'count_answered', 'answer_speed', 'generation_speed', 'missing_line', 'write_ggufs', 'open_llama',
+           'ask_llama', 'llama_writer', 'in_weights', 'writer', 'decoding_rates', 'peer_rows', 'real_decoding',
+           'gpu_rows', 'bench']
 
 # %% ../nbs/reference/bench.ipynb #7894cb1e
 import copy, gc, json, math, platform, statistics, subprocess, sys, tempfile, time, warnings
+from concurrent.futures import ProcessPoolExecutor
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -458,7 +461,7 @@ def answer_speed(ours, theirs,         # from `twins`
 # %% ../nbs/reference/bench.ipynb #a8627948
 def generation_speed(ours, theirs,  # from `twins`
                      rounds: int,   # timed calls of each
-                     steps: int=48, # tokens an answer has at most
+                     steps: int=32, # tokens an answer has at most
                      ) -> list[str]: # lines to print
     "Time greedy decoding in the models' dtype: one row, and eight rows that end at different times."
     dtype = ours.lm_head.weight.dtype
@@ -466,7 +469,7 @@ def generation_speed(ours, theirs,  # from `twins`
     def same(found): # in bfloat16 two tokens may have the same score
         return f"   same tokens: {found['same']}" if dtype == torch.float32 else ""
     one = answer_speed(ours, theirs, 1, [], steps, rounds)
-    eight = answer_speed(ours, theirs, 8, [4, 6, 8, 12, 16, 24, 32, steps], steps, rounds)
+    eight = answer_speed(ours, theirs, 8, [4, 6, 8, 12, 16, 20, 24, steps], steps, rounds)
     def line(what, rates): return compare(what, "tokens/s", rates)
     what = f"batch 8, {eight['tokens']} tokens of different length, {name:<8}"
     return [line(f"decoding, batch 1, {name:<8}      ", one["decoding"]) + same(one),
@@ -512,23 +515,35 @@ def write_ggufs(source: Path, # a GGUF file
         writer.close()
 
 # %% ../nbs/reference/bench.ipynb #c61928ab
-def llama_writer(file: Path,        # a GGUF file
-                 prompt: list[int], # token ids
-                 ) -> Callable:     # of a number of tokens to write; with tell=True it gives their ids
-    "Open a model in llama.cpp, by way of the package xllamacpp."
+def open_llama(file: Path,        # a GGUF file
+               prompt: list[int], # token ids
+               threads: int,      # to compute with
+               ):
+    "Open a model in llama.cpp, by way of the package xllamacpp, for `ask_llama` in the same process."
     from xllamacpp import CommonParams, Server
     params = CommonParams()
     params.model.path = str(file)
     params.n_ctx = 256
     params.verbosity = -1
-    params.cpuparams.n_threads = torch.get_num_threads()
-    server = Server(params)
-    def write(count, tell=False):
-        reply = server.handle_completions(dict(
-            prompt=prompt, max_tokens=count, temperature=0, ignore_eos=True,
-            cache_prompt=False, logprobs=int(tell)))
-        if tell: return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]]
-    return write
+    params.cpuparams.n_threads = threads
+    ask_llama.server, ask_llama.prompt = Server(params), prompt
+
+def ask_llama(count: int,      # tokens to write
+              tell: bool=False, # give their ids
+              ) -> list[int]:
+    "Let the model that was opened write greedily."
+    reply = ask_llama.server.handle_completions(dict(
+        prompt=ask_llama.prompt, max_tokens=count, temperature=0, ignore_eos=True,
+        cache_prompt=False, logprobs=int(tell)))
+    return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]] if tell else []
+
+def llama_writer(file: Path,        # as for `open_llama`
+                 prompt: list[int], # likewise
+                 ) -> Callable:     # of a number of tokens to write; with tell=True it gives their ids
+    "Open a model in llama.cpp, in a process of its own."
+    pool = ProcessPoolExecutor(1, get_context("spawn"), open_llama,
+                               (file, prompt, torch.get_num_threads()))
+    return lambda *request, **options: pool.submit(ask_llama, *request, **options).result()
 
 # %% ../nbs/reference/bench.ipynb #e983dddf
 def in_weights(model: LanguageModel, # in float32; stays as it is
@@ -640,15 +655,16 @@ def bench(quick: bool=False, # a few layers and one round: does it run, not how 
     if "load" in parts and linux: show(loading(quick))
     ours, theirs = twins(full_size(quick))
     print(parity_line(ours, theirs), flush=True)
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     if "decode" in parts:
         show(generation_speed(ours, theirs, rounds))
         show(generation_speed(*[copy.deepcopy(model).bfloat16() for model in (ours, theirs)], rounds))
         show(real_decoding(quick, rounds))
     if "train" in parts:
-        show(training_speed(ours, theirs, min(rounds, 2), single / half))
+        wrap_layers(ours, TrainConfig())
+        show(training_speed(ours, theirs, 1, single / half))
         precision = torch.float32 if single / half > 10 else torch.bfloat16
-        show(packing_speed(ours, theirs, min(rounds, 2), precision, (4, 4) if quick else (8, 8)))
+        show(packing_speed(ours, theirs, 1, precision, (4, 4) if quick else (8, 8)))
     if torch.cuda.is_available():
         rows = largest_batch(Plan(ours.config, this_gpu() or "t4", tokens=177, labelled=12))
         show(gpu_rows(ours, theirs, rounds, rows))
