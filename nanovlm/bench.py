@@ -668,7 +668,7 @@ def bench(quick: bool=False, # a few layers and one round: does it run, not how 
     if torch.cuda.is_available():
         rows = largest_batch(Plan(ours.config, this_gpu() or "t4", tokens=177, labelled=12))
         show(gpu_rows(ours, theirs, rounds, rows))
-    else: print("no GPU: not measured there are the MFU of a training step, and decoding, plain and compiled")
+    else: print("no GPU: a training step's MFU there, and tokens/s, plain and compiled, are not measured")
     del ours, theirs
     gc.collect()
     if "memory" in parts: print(training_memories(quick) if linux else "memory is measured on Linux alone")
