@@ -665,10 +665,10 @@ def bench(quick: bool=False, # a few layers and one round: does it run, not how 
         show(training_speed(ours, theirs, 1, single / half))
         precision = torch.float32 if single / half > 10 else torch.bfloat16
         show(packing_speed(ours, theirs, 1, precision, (4, 4) if quick else (8, 8)))
-    if torch.cuda.is_available():
-        rows = largest_batch(Plan(ours.config, this_gpu() or "t4", tokens=177, labelled=12))
-        show(gpu_rows(ours, theirs, rounds, rows))
-    else: print("no GPU: a training step's MFU there, and tokens/s, plain and compiled, are not measured")
+        if torch.cuda.is_available():
+            rows = largest_batch(Plan(ours.config, this_gpu() or "t4", tokens=177, labelled=12))
+            show(gpu_rows(ours, theirs, rounds, rows))
+        else: print("no GPU: a training step's MFU there, and tokens/s, plain and compiled, are not measured")
     del ours, theirs
     gc.collect()
     if "memory" in parts: print(training_memories(quick) if linux else "memory is measured on Linux alone")
