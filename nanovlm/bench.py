@@ -7,17 +7,14 @@ __all__ = ['CAULDRON_TABLE', 'CAULDRON', 'NEEDED', 'PEERS', 'PARTS', 'alternate'
            'full_size', 'training_batch', 'their_batch', 'loss_of', 'answer', 'parity_line', 'reset_peak', 'memory',
            'fresh_process', 'load_once', 'loading', 'first_call', 'compiled_training', 'training_speed',
            'training_memory', 'training_memories', 'length_mix', 'step_of', 'packing_speed', 'ends_at',
-           'count_answered', 'answer_speed', 'generation_speed', 'missing_line', 'write_ggufs', 'open_llama',
-           'ask_llama', 'llama_writer', 'in_weights', 'writer', 'decoding_rates', 'peer_rows', 'real_decoding',
-           'gpu_rows', 'bench']
+           'count_answered', 'answer_speed', 'generation_speed', 'missing_line', 'write_ggufs', 'serve_llama',
+           'llama_writer', 'in_weights', 'writer', 'decoding_rates', 'peer_rows', 'real_decoding', 'gpu_rows', 'bench']
 
 # %% ../nbs/reference/bench.ipynb #7894cb1e
-import copy, gc, json, math, platform, statistics, subprocess, sys, tempfile, time, warnings
-from concurrent.futures import ProcessPoolExecutor
+import copy, gc, json, math, platform, statistics, subprocess, sys, tempfile, time, warnings, weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -515,35 +512,40 @@ def write_ggufs(source: Path, # a GGUF file
         writer.close()
 
 # %% ../nbs/reference/bench.ipynb #c61928ab
-def open_llama(file: Path,        # a GGUF file
-               prompt: list[int], # token ids
-               threads: int,      # to compute with
-               ):
-    "Open a model in llama.cpp, by way of the package xllamacpp, for `ask_llama` in the same process."
+def serve_llama(file: str,         # of a GGUF model
+                prompt: list[int], # token ids
+                threads: int):     # to compute with
+    """Open a model in llama.cpp, by way of the package xllamacpp, and let it write greedily.
+
+    Each line of the standard input asks for a number of tokens, and whether to tell them, and gets a line."""
     from xllamacpp import CommonParams, Server
     params = CommonParams()
-    params.model.path = str(file)
+    params.model.path = file
     params.n_ctx = 256
     params.verbosity = -1
     params.cpuparams.n_threads = threads
-    ask_llama.server, ask_llama.prompt = Server(params), prompt
+    server = Server(params)
+    for count, tell in map(json.loads, sys.stdin):
+        reply = server.handle_completions(dict(
+            prompt=prompt, max_tokens=count, temperature=0, ignore_eos=True,
+            cache_prompt=False, logprobs=int(tell)))
+        said = reply["choices"][0]["logprobs"]["content"] if tell else []
+        print(json.dumps([token["id"] for token in said]), flush=True)
 
-def ask_llama(count: int,      # tokens to write
-              tell: bool=False, # give their ids
-              ) -> list[int]:
-    "Let the model that was opened write greedily."
-    reply = ask_llama.server.handle_completions(dict(
-        prompt=ask_llama.prompt, max_tokens=count, temperature=0, ignore_eos=True,
-        cache_prompt=False, logprobs=int(tell)))
-    return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]] if tell else []
-
-def llama_writer(file: Path,        # as for `open_llama`
-                 prompt: list[int], # likewise
+def llama_writer(file: Path,        # a GGUF file
+                 prompt: list[int], # token ids
                  ) -> Callable:     # of a number of tokens to write; with tell=True it gives their ids
-    "Open a model in llama.cpp, in a process of its own."
-    pool = ProcessPoolExecutor(1, get_context("spawn"), open_llama,
-                               (file, prompt, torch.get_num_threads()))
-    return lambda *request, **options: pool.submit(ask_llama, *request, **options).result()
+    "Open a model in llama.cpp, in a process of its own. Raises RuntimeError if that process ends."
+    code = f"from nanovlm import bench; bench.serve_llama({str(file)!r}, {prompt}, {torch.get_num_threads()})"
+    process = subprocess.Popen([sys.executable, "-c", code], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def write(count, tell=False):
+        print(json.dumps([count, tell]), file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        if not line: raise RuntimeError(f"llama.cpp ended when it should write with {file}")
+        return json.loads(line)
+    weakref.finalize(write, process.communicate) # the process ends with the function
+    return write
 
 # %% ../nbs/reference/bench.ipynb #e983dddf
 def in_weights(model: LanguageModel, # in float32; stays as it is
