@@ -222,10 +222,11 @@ class DemoCommand(DemoConfig):
 
 @dataclass
 class BenchCommand:
-    "Measure this machine, and this package beside transformers, in one run."
+    "Measure this machine, and this package beside transformers and llama.cpp, in one run."
     quick: bool = False  # a few layers and steps: does it run, not how fast
-    load: bool = False   # some of the parts alone: loading a checkpoint
+    load: bool = False   # some of the parts alone: a first answer, loading a checkpoint
     decode: bool = False # … writing answers
+    quality: bool = False # … what weights in int8 and int4 cost
     train: bool = False  # … steps of training, padded and packed
     memory: bool = False # … memory of a step
 

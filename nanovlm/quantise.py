@@ -69,9 +69,9 @@ def input_squares(model: nn.Module,         # whose linear layers are watched
 # %% ../nbs/19_quantise.ipynb #d63459dc
 def random_squares(decoder: TextModel, # on a CPU
                    ) -> dict[nn.Linear, Tensor]: # as from `input_squares`
-    "Let a decoder read a row of random tokens, and sum the squares of what its linear layers are given."
-    length = min(512, decoder.config.max_position_embeddings)
-    ids = torch.randint(decoder.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    "Let a decoder read 16 short rows of random tokens; sum the squares of what its linear layers are given."
+    shape = 16, min(32, decoder.config.max_position_embeddings)
+    ids = torch.randint(decoder.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     return input_squares(decoder, [dict(x=decoder.embed_tokens(ids))])
 
 # %% ../nbs/19_quantise.ipynb #f256cd63
