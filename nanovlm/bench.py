@@ -29,7 +29,7 @@ from .hub import find_model, load
 from .language import LanguageModel, TextConfig
 from .model import VisionLanguageModel, VLMConfig
 from .processor import Batch, tiny_model
-from .quantise import WIDTHS, load_quantised, quantise
+from .quantise import WIDTHS, Int4Linear, load_quantised, quantise
 from .scaling import Plan, largest_batch, matmul_rate, mfu_meter, this_gpu
 from .training import TrainConfig, autocast, plain_attention, train, wrap_layers
 from .weights import empty_model, load_weights
@@ -194,14 +194,14 @@ said = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["inpu
 print(processor.decode(said, skip_special_tokens=True))
 """
 
-def start_line(rounds: int) -> str: # timed calls of each; a line to print
+def start_line() -> str: # a line to print
     "Time the first answer of the tiny model, from the command on."
     asked = easy_vqa("test")[0]["images"][0]["path"], "what color is the shape?"
     ours = [sys.executable, "-m", "nanovlm", "ask", "tiny", *asked]
     theirs = [sys.executable, "-c", THEIR_ASK, str(find_model("tiny")), *asked]
     def run(command): return subprocess.run(command, capture_output=True, text=True, check=True)
     said = [run(command).stdout.split()[-1] for command in (ours, theirs)]
-    seconds = alternate(run, [ours, theirs], rounds)
+    seconds = alternate(run, [ours, theirs], 1)
     ours, theirs = seconds
     return (f"first answer, from the command on   ours {ours:.2f} s   transformers {theirs:.2f} s   "
             f"ratio {theirs / ours:.2f}   same answer: {said[0] == said[1]}")
@@ -215,6 +215,7 @@ def load_once(who: str,    # "safetensors", "ours", "ours in bf16", "ours in int
     from transformers import AutoModelForImageTextToText
     cls = AutoModelForImageTextToText if who == "transformers" else VisionLanguageModel
     dtype = torch.bfloat16 if "bf16" in who else torch.float32
+    if "int4" in who: Int4Linear(torch.nn.Linear(64, 64)) # what reads a library from the disk is not the model
     reset_peak()
     before, start = memory("VmRSS"), time.perf_counter()
     if who == "safetensors": tensors = [*load_file(Path(folder, "model.safetensors")).values()]
@@ -265,10 +266,12 @@ def training_speed(ours, theirs, # from `twins`
         yield ("forward + backward in bf16 autocast is not measured: products in bfloat16 are "
                f"{slower:.0f} times slower than in float32 on this processor")
     for name, precision in precisions.items():
-        mine, other = [loss_of(model, batch, precision).item() for model in models]
         def run(model):
             model.zero_grad()
-            loss_of(model, batch, precision).backward()
+            loss = loss_of(model, batch, precision)
+            loss.backward()
+            return loss.item()
+        mine, other = [run(model) for model in models]
         rates = [1 / seconds for seconds in alternate(run, models, rounds)]
         what = f"forward + backward, 4 × 177 tokens, 12 labelled, {name:<8}"
         yield f"{compare(what, 'steps/s', rates, digits=3)}   losses {mine:.4f} and {other:.4f}"
@@ -280,11 +283,10 @@ def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
                     rows: int,   # of the batch
                     ) -> float:  # megabytes
     "Measure the peak of one forward and backward, above weights and gradients. Runs in a process of its own."
-    ours, theirs = twins(full_size(quick))
-    config = ours.config
-    model = theirs if who == "theirs" else ours
-    wrap_layers(ours, TrainConfig(checkpointing="checkpointing" in who))
-    del ours, theirs
+    config = full_size(quick)
+    if who == "theirs": model = twins(config)[1]
+    else: model = VisionLanguageModel(config)
+    if "checkpointing" in who: wrap_layers(model, TrainConfig(checkpointing=True))
     gc.collect()
     for p in model.parameters(): p.grad = torch.zeros_like(p).add_(1) # touched, so that it counts now
     model.train()
@@ -476,14 +478,14 @@ def answer_speed(ours, theirs,         # from `twins`
 # %% ../nbs/reference/bench.ipynb #a8627948
 def generation_speed(ours, theirs,  # from `twins`
                      rounds: int,   # timed calls of each
-                     steps: int=32, # tokens an answer has at most
+                     steps: int=24, # tokens an answer has at most
                      ) -> Iterator[str]: # lines to print
     "Time greedy decoding in the models' dtype: one row, and eight rows that end at different times."
     dtype = ours.lm_head.weight.dtype
     batch = training_batch(ours.config, 8, length=180)
     one = dict(input_ids=batch["input_ids"][:1, :70], pixel_values=batch["pixel_values"][:1].to(dtype))
     eight = dict(input_ids=batch["input_ids"][:, -70:]) # behind the image
-    for rows, lengths in ((one, []), (eight, [4, 6, 8, 12, 16, 20, 24, steps])):
+    for rows, lengths in ((one, []), (eight, [3, 5, 7, 9, 12, 15, 19, steps])):
         found = answer_speed(ours, theirs, rows, lengths, steps, rounds)
         what = f"batch {len(rows['input_ids'])}, {found['tokens']:>3} tokens, {str(dtype)[6:]:<8}"
         line = compare(f"decoding, {what}   ", "tokens/s", found["decoding"])
@@ -597,7 +599,7 @@ def peer_rows(ours: LanguageModel,       # in float32
               peers: dict[str, Callable], # who else writes
               prompt: Tensor,            # (1, T) token ids
               rounds: int,               # timed calls of each
-              steps: int=32,             # tokens of an answer
+              steps: int=24,             # tokens of an answer
               what: str="decoding SmolLM2-135M", # beginning of the lines
               ) -> Iterator[str]:        # lines to print
     "Time decoding with these weights beside others."
@@ -608,12 +610,14 @@ def peer_rows(ours: LanguageModel,       # in float32
     seconds, failed = first_call(lambda: fast(steps))
     if failed: yield f"{what}, compiled, is not measured: {failed}"
     else: mine[f"{what}, compiled in {seconds:.0f} s"] = fast
-    rates = decoding_rates([*mine.values(), *peers.values()], steps, rounds)
+    writers = mine | peers
+    if weights == "float32": said = {name: write(steps, tell=True) for name, write in writers.items()}
+    rates = decoding_rates([*writers.values()], steps, rounds)
     for name, rate in zip(mine, rates):
         for peer, other in zip(peers, rates[len(mine):]):
             line = compare(f"{name:<52}", "tokens/s", (rate, other), other=peer)
             if weights != "float32": yield line
-            else: yield f"{line}   same tokens: {mine[name](steps) == peers[peer](steps, tell=True)}"
+            else: yield f"{line}   same tokens: {said[name] == said[peer]}"
 
 # %% ../nbs/reference/bench.ipynb #a0e80700
 def real_decoding(quick: bool, # two of 30 layers
@@ -676,7 +680,7 @@ def perplexity(model: LanguageModel, # in eval mode
     return torch.stack(losses).mean().exp().item()
 
 # %% ../nbs/reference/bench.ipynb #ac6dc95e
-def quality_lines(quick: bool, # 20 images and two pieces of text
+def quality_lines(quick: bool, # 20 images, and short pieces of text
                   ) -> Iterator[str]: # lines to print
     "Measure what weights in int8 and int4 cost: right answers of the tiny model, perplexity of SmolLM2-135M."
     rows = easy_vqa("test")
@@ -696,7 +700,7 @@ def quality_lines(quick: bool, # 20 images and two pieces of text
     source = smol_file()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     ids = torch.tensor(tokenizer("\n".join(topics[name] for name in sorted(topics))).input_ids)
-    pieces = ids.unfold(0, 512, len(ids) // 4)[:2 if quick else 4]
+    pieces = ids.unfold(0, 64 if quick else 512, len(ids) // 4)[:4] # (4, T)
     smol = shuffle_columns(LanguageModel.from_pretrained(source).eval())
     plain = perplexity(smol, pieces)
     for weights in WIDTHS:
@@ -742,7 +746,7 @@ def bench(quick: bool=False, # a few layers and one round: does it run, not how 
     print(f"matrix products: {single:,.0f} GFLOP/s in float32, {half:,.1f} in bfloat16")
     rounds = 1 if quick else 2
     if "load" in parts:
-        print(start_line(rounds), flush=True)
+        print(start_line(), flush=True)
         if linux: show(loading(quick))
     ours, theirs = twins(full_size(quick))
     print(parity_line(ours, theirs), flush=True)

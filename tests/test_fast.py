@@ -3,9 +3,10 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from nanovlm.fast import FastDecoder, signed_tables, spelt_out
+from nanovlm.fast import FastDecoder, attention_spelt_out, signed_tables, spelt_out
 from nanovlm.generation import generate
 from nanovlm.language import LanguageModel, TextConfig
+from nanovlm.quantise import Int8Linear, quantise
 from nanovlm.rope import apply_rope, rope_tables
 
 SIZES = { # name: heads, key-value heads, head_dim, layers
@@ -53,12 +54,64 @@ def test_compiled_steps_say_the_same():
         assert torch.equal(*[generate(m, **given, max_new_tokens=40) for m in (model, fast)])
     assert fast.taken > 70
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_what_is_compiled_for_one_model_does_not_serve_another():
+    plain, other = small("wide heads"), small("wide heads")
+    for layer in other.text_model.layers: layer.input_layernorm.eps = 1.0 # a field that no guard looks at
+    for model in (plain, other):
+        assert torch.equal(*[generate(m, **prompts(1), max_new_tokens=20)
+                             for m in (model, FastDecoder(model, compile=True))])
+
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("rows, bias", [(1, False), (1, True), (4, False)])
 def test_a_product_spelt_out_is_a_product(rows, bias, dtype, near):
     torch.manual_seed(0)
     linear, x = nn.Linear(40, 24, bias=bias, dtype=dtype), torch.randn(rows, 1, 40, dtype=dtype)
     torch.testing.assert_close(spelt_out(linear, x), linear(x), atol=near, rtol=near)
+
+@pytest.mark.parametrize("rows, bias", [(1, False), (1, True), (4, False)])
+def test_a_product_in_int8_spelt_out_is_that_product(rows, bias):
+    torch.manual_seed(0)
+    packed, x = Int8Linear(nn.Linear(48, 24, bias=bias)), torch.randn(rows, 1, 48)
+    with torch.no_grad(): found, wanted = spelt_out(packed, x), packed(x)
+    assert found.dtype == torch.float32 and (found - wanted).abs().max() < 0.02 * wanted.abs().max() # x in bfloat16
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("rows, group, masked", [(1, 1, False), (1, 3, False), (2, 3, False), (2, 3, True)])
+def test_attention_spelt_out_is_attention(rows, group, masked, dtype, near):
+    torch.manual_seed(0)
+    queue = torch.randn(rows, 2, group, 16, dtype=dtype)
+    keys, values = torch.randn(2, rows, 2, 7, 16, dtype=dtype).unbind(0)
+    mask = torch.ones(rows, 1, 1, 7, dtype=torch.bool) if masked else None
+    if masked: mask[0, ..., :3] = False
+    wanted = nn.functional.scaled_dot_product_attention(queue, keys, values, mask)
+    torch.testing.assert_close(attention_spelt_out(queue, keys, values, mask), wanted, atol=near, rtol=near)
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SIZES)
+def test_sorted_products_say_the_same(name, dtype):
+    model = small(name).to(dtype)
+    fast = Watched(model, sort=True)
+    assert len(fast.product.copies) == 7 * len(model.text_model.layers) + 1
+    with torch.inference_mode():
+        for part in fast.product.copies:
+            x = torch.randn(3, 1, part.in_features, dtype=dtype)
+            near = 1e-5 if dtype == torch.float32 else 2e-2
+            torch.testing.assert_close(fast.product(part, x), part(x), atol=near, rtol=near)
+    if dtype == torch.float32:
+        for given in (prompts(1), prompts(4)):
+            assert torch.equal(*[generate(m, **given, max_new_tokens=30) for m in (model, fast)])
+        assert fast.taken > 50
+
+def test_layers_without_a_sorted_copy_are_called():
+    model = quantise(small(), "int4")
+    fast = Watched(model, sort=True)
+    assert not fast.product.copies
+    assert torch.equal(*[generate(m, **prompts(), max_new_tokens=20) for m in (model, fast)]) and fast.taken
+
+def test_compiled_and_sorted_at_once_is_refused():
+    with pytest.raises(ValueError, match="choose compile for one row, sort for several"):
+        FastDecoder(small(), compile=True, sort=True)
 
 def test_logits_are_the_same_to_the_last_digits():
     model = small()
