@@ -283,10 +283,11 @@ def training_memory(who: str,    # "ours", "ours, checkpointing" or "theirs"
                     rows: int,   # of the batch
                     ) -> float:  # megabytes
     "Measure the peak of one forward and backward, above weights and gradients. Runs in a process of its own."
-    config = full_size(quick)
-    if who == "theirs": model = twins(config)[1]
-    else: model = VisionLanguageModel(config)
-    if "checkpointing" in who: wrap_layers(model, TrainConfig(checkpointing=True))
+    ours, theirs = twins(full_size(quick))
+    config = ours.config
+    model = theirs if who == "theirs" else ours
+    wrap_layers(ours, TrainConfig(checkpointing="checkpointing" in who))
+    del ours, theirs
     gc.collect()
     for p in model.parameters(): p.grad = torch.zeros_like(p).add_(1) # touched, so that it counts now
     model.train()
