@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# vLLM on a CPU beside this package: a folder of 222M parameters with random weights, equal prompts and tokens.
+# vLLM on a CPU beside this package: a folder of 222M parameters (SmolLM2's real ones, and a
+# random vision encoder), equal prompts and tokens.
 #     bash tests/engines/vllm.sh          after `make .venv/dev`; 4 GB on disk, 6 GB of memory, some minutes
 # No test runs it. Chapter 17 shows what it printed, with the date.
 set -euo pipefail
