@@ -86,7 +86,8 @@ class VLMConfig:
         config["vision_config"] |= dict(model_type="idefics3_vision", hidden_act="gelu_pytorch_tanh",
                                         attention_dropout=0.0)
         config["text_config"] |= dict(
-            model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False,
+            architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu",
+            attention_bias=False, mlp_bias=False,
             rope_parameters=dict(rope_type="default", rope_theta=text.rope_theta))
         return config | dict(
             architectures=["Idefics3ForConditionalGeneration"], model_type="idefics3",

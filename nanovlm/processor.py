@@ -110,12 +110,14 @@ def smolvlm_tokenizer(tokenizer: Tokenizer, # SmolLM2's, 49,152 tokens; changed 
 
 # %% ../nbs/10_processor.ipynb #4317c0e7
 CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:{% set said %}"
     "{% if message['content'] is string %}{{ ' ' + message['content'] }}{% else %}"
     "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<end_of_utterance>\n{% endfor %}"
+    "{% endfor %}{% endif %}<end_of_utterance>{% endset %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ said }}{% endgeneration %}"
+    "{% else %}{{ said }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}")
 
 # %% ../nbs/10_processor.ipynb #1e6f7a90
@@ -672,6 +674,10 @@ def write_processor(processor: Processor, # to be saved
         "generation_config": dict(bos_token_id=p.tokenizer.token_to_id("<|im_start|>"),
                                   eos_token_id=p.eos_token_id, pad_token_id=p.pad_token_id)}
     if own: files["processor_config"] |= dict(prompt_format=asdict(f), tiling=p.tiling)
+    else: files["tokenizer_config"]["chat_template"] = CHAT_TEMPLATE # where transformers.js looks
+    sizes = folder / "config.json"
+    if sizes.exists(): # the model's; transformers 5 asks it where an answer ends
+        files["config"] = read_json(sizes) | dict(eos_token_id=p.eos_token_id)
     with replacing(folder / "tokenizer.json") as tmp: p.tokenizer.save(str(tmp))
     for name, content in files.items(): write_json(folder / f"{name}.json", content)
     if not own:

@@ -93,6 +93,73 @@ def test_labelled_text_equals_the_chat_template(trained):
     expected = other(text=other.apply_chat_template(said), return_tensors="pt")["input_ids"][0].tolist()
     assert [*ours.prompt("is it red?", []), *ours.answer("yes"), *ours.encode("\n")] == expected
 
+TURNS = ["User: is it red?", "Assistant: yes", "User: why?", "Assistant: it is a red shape.\n"]
+
+def told(turns, images=()):
+    "Messages of a dialogue in transformers' form; images stand before the first question."
+    messages = []
+    for turn in turns:
+        role, _, text = turn.lower().partition(": ")
+        content = [{"type": "text", "text": text}]
+        if not messages: content = [*({"type": "image", "image": image} for image in images), *content]
+        messages.append(dict(role=role, content=content))
+    return messages
+
+@pytest.mark.parametrize("exchanges, count", [(1, 0), (2, 0), (1, 1), (2, 1), (2, 3)])
+def test_what_the_template_marks_is_what_we_learn(trained, exchanges, count):
+    "The chat template's marks and the processor's labels are equal, token by token."
+    from transformers import __version__
+    if count and __version__.startswith("4."): pytest.skip("version 4 counts marks before it puts images in")
+    ours, other = trained[1], theirs(TINY)[1]
+    images = [Image.effect_noise((64, 64), 80).convert("RGB")] * count
+    messages = told(TURNS[:2 * exchanges], images)
+    texts = [message["content"][-1]["text"] for message in messages]
+    found = other.apply_chat_template([messages], tokenize=True, return_dict=True,
+                                      return_assistant_tokens_mask=True)
+    ids, labels = [], []
+    for asked, said in ours.dialogue([*zip(texts[::2], texts[1::2])], [WHOLE] * count):
+        ids += asked + said
+        labels += [-100] * len(asked) + said
+    end = [*ours.encode("\n")] # the template ends in it, and nobody learns it
+    assert [*found["input_ids"][0]] == ids + end
+    marked = [i if mark else -100 for i, mark in zip(found["input_ids"][0], found["assistant_masks"][0])]
+    assert marked == labels + [-100] * len(end) and len({*marked}) > 2
+
+def test_the_folder_of_the_package_is_what_is_saved_today(trained, tmp_path):
+    for part in trained: part.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in TINY.iterdir()}
+    for file in tmp_path.iterdir(): assert file.read_bytes() == (TINY / file.name).read_bytes(), file.name
+
+def test_what_other_engines_look_for(trained, tmp_path):
+    "The end token without a generation_config.json, the decoder's class, the template in both places."
+    for part in trained: part.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    config, settings = (json.loads((tmp_path / f"{name}.json").read_text())
+                        for name in ("config", "tokenizer_config"))
+    assert config["eos_token_id"] == trained[1].eos_token_id
+    assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
+    assert settings["chat_template"] == (tmp_path / "chat_template.jinja").read_text()
+    model, processor = theirs(tmp_path)
+    batch = trained[1]([Image.new("RGB", (64, 64), "red")], "what color is the shape?")
+    said = model.generate(batch["input_ids"], pixel_values=batch["pixel_values"][None], max_new_tokens=9,
+                          do_sample=False)[0, batch["input_ids"].shape[1]:].tolist()
+    assert said[-1] == trained[1].eos_token_id and len(said) < 9
+
+def test_folders_of_before_still_load(trained, tmp_path):
+    "Without the end token, the decoder's class and the template in tokenizer_config.json."
+    for part in trained: part.save_pretrained(tmp_path)
+    for name, left_out in (("config", "eos_token_id"), ("tokenizer_config", "chat_template")):
+        file = tmp_path / f"{name}.json"
+        content = json.loads(file.read_text())
+        del content[left_out]
+        if name == "config": del content["text_config"]["architectures"]
+        file.write_text(json.dumps(content))
+    (tmp_path / "chat_template.jinja").unlink()
+    model, processor = load(tmp_path)
+    assert model.config == trained[0].config
+    image, question = Image.new("RGB", (64, 64), "red"), "what color is the shape?"
+    assert ask(model, processor, image, question) == ask(*trained, image, question)
+
 def test_streamed_text_only_grows(model, processor, monkeypatch):
     "A letter of several tokens appears when it is complete; joined, the pieces are the answer."
     ids = processor.answer("café 🙂 x")[:-1]
