@@ -1,0 +1,71 @@
+// A file becomes pixels, and these become the square that the model reads: Pillow's, to the last bit.
+const MAX_PIXELS = 89_478_485 // as in the Python module `images`
+
+export async function open_image(file) { // -> ImageData, upright, what is transparent on white
+  const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => {
+    throw Error(`${file.name} is not a picture that this browser can open: choose a PNG, JPEG or WebP file`)
+  })
+  const { width, height } = bitmap
+  if (width * height > MAX_PIXELS)
+    throw Error(`${file.name} has ${width} × ${height} pixels, and at most ${MAX_PIXELS} are read: shrink it`)
+  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d")
+  context.fillStyle = "#fff"
+  context.fillRect(0, 0, width, height)
+  context.drawImage(bitmap, 0, 0)
+  return context.getImageData(0, 0, width, height)
+}
+
+// Pillow's filters by number: how far they reach, and how much a pixel at distance x counts
+const sinc = x => x ? Math.sin(x * Math.PI) / (x * Math.PI) : 1
+const FILTERS = {
+  1: [3, x => x < 3 ? sinc(x) * sinc(x / 3) : 0],
+  2: [1, x => Math.max(0, 1 - x)],
+  3: [2, x => x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0],
+}
+
+function coefficients(size, wanted, [support, filter]) { // for each new pixel the first old one, and all weights
+  const scale = size / wanted, stretch = Math.max(scale, 1) // a smaller picture: the filter reaches further
+  return Array.from({ length: wanted }, (_, n) => {
+    const centre = (n + 0.5) * scale
+    const first = Math.max(0, Math.floor(centre - support * stretch + 0.5))
+    const end = Math.min(size, Math.floor(centre + support * stretch + 0.5))
+    const weights = Array.from({ length: end - first }, (_, i) =>
+      filter(Math.abs((i + first - centre + 0.5) * (1 / stretch))))
+    const sum = weights.reduce((a, b) => a + b)
+    return [first, Int32Array.from(weights, w => Math.trunc(w / sum * 2 ** 22 + 0.5 * Math.sign(w)))]
+  })
+}
+
+function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels, or columns
+  const { data, width, height } = image
+  const out = new ImageData(rows ? wanted : width, rows ? height : wanted)
+  const step = rows ? 4 : width * 4, lines = rows ? height : width
+  coefficients(rows ? width : height, wanted, filter).forEach(([first, weights], n) => {
+    for (let line = 0; line < lines; line++) {
+      let from = rows ? line * width * 4 + first * 4 : first * width * 4 + line * 4
+      let red = 2 ** 21, green = red, blue = red // a half, to round
+      for (let i = 0; i < weights.length; i++, from += step) {
+        red += data[from] * weights[i]
+        green += data[from + 1] * weights[i]
+        blue += data[from + 2] * weights[i]
+      }
+      out.data.set([red >> 22, green >> 22, blue >> 22, 255], (rows ? line * wanted + n : n * width + line) * 4)
+    }
+  })
+  return out
+}
+
+export function resize(image, width, height, resample = 3) { // ImageData, in and out
+  const filter = FILTERS[resample], down = image.height - height
+  if (!filter) throw Error(`resample ${resample} is none of ${Object.keys(FILTERS)}: save the processor with one`)
+  const columns_first = down > 0 && down > 2 * (image.width - width) // as Pillow since version 13
+  return [!columns_first, columns_first].reduce((pixels, rows) => along(pixels, rows ? width : height, filter, rows), image)
+}
+
+export function preprocess(image, side, settings) { // ImageData -> (3, side, side), as preprocessor_config.json says
+  const { data } = resize(image, side, side, settings.resample), pixels = new Float32Array(3 * side * side)
+  const { image_mean: mean, image_std: std } = settings
+  for (let channel = 0; channel < 3; channel++) for (let n = 0; n < side * side; n++)
+    pixels[channel * side * side + n] = (data[n * 4 + channel] / 255 - mean[channel]) / std[channel]
+  return pixels
+}
