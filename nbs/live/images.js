@@ -38,7 +38,7 @@ function coefficients(size, wanted, [support, filter]) { // for each new pixel t
 
 function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels, or columns
   const { data, width, height } = image
-  const out = new ImageData(rows ? wanted : width, rows ? height : wanted)
+  const resized = new ImageData(rows ? wanted : width, rows ? height : wanted), out = resized.data
   const step = rows ? 4 : width * 4, lines = rows ? height : width
   coefficients(rows ? width : height, wanted, filter).forEach(([first, weights], n) => {
     for (let line = 0; line < lines; line++) {
@@ -49,10 +49,14 @@ function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels
         green += data[from + 1] * weights[i]
         blue += data[from + 2] * weights[i]
       }
-      out.data.set([red >> 22, green >> 22, blue >> 22, 255], (rows ? line * wanted + n : n * width + line) * 4)
+      const to = (rows ? line * wanted + n : n * width + line) * 4
+      out[to] = red >> 22 // what is below 0 or above 255 is clipped
+      out[to + 1] = green >> 22
+      out[to + 2] = blue >> 22
+      out[to + 3] = 255
     }
   })
-  return out
+  return resized
 }
 
 export function resize(image, width, height, resample = 3) { // ImageData, in and out

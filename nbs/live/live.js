@@ -137,14 +137,14 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
       this.changed()
     } catch (error) { fail(error) }
   }
-  look(shares) { // (n,) shares of the attention, laid over the picture
+  look(shares) { // (n,) shares of the attention: what was looked at less lies in the shade
     const context = this.above.getContext("2d"), grid = Math.sqrt(shares.length), cell = SIDE / grid
     const most = Math.max(...shares)
     context.clearRect(0, 0, SIDE, SIDE)
     Object.assign(context, { font: "13px sans-serif", textAlign: "center", textBaseline: "middle", lineWidth: 3 })
     shares.forEach((share, n) => {
       const x = n % grid * cell, y = Math.floor(n / grid) * cell
-      context.fillStyle = `rgba(224, 138, 30, ${0.75 * share / most})`
+      context.fillStyle = `rgba(30, 30, 40, ${0.6 * (1 - share / most)})`
       context.fillRect(x, y, cell, cell)
       if (share < 0.02) return
       context.strokeStyle = "#fff"

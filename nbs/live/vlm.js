@@ -9,8 +9,8 @@ export function read_tensors(buffer) {
   const { __metadata__, ...header } = JSON.parse(new TextDecoder().decode(buffer.slice(8, start))), tree = {}
   for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header)) {
     if (!READ[dtype]) throw Error(`${name} is stored as ${dtype}: save the model in float32 or bfloat16`)
-    const path = name.split("."), last = path.pop(), module = path.reduce((part, key) => part[key] ??= {}, tree)
-    module[last] = Object.assign(READ[dtype](buffer.slice(start + from, start + to)), { shape })
+    const path = name.split("."), last = path.pop(), owner = path.reduce((m, key) => m[key] ??= {}, tree)
+    owner[last] = Object.assign(READ[dtype](buffer.slice(start + from, start + to)), { shape })
   }
   return tree
 }
@@ -44,8 +44,7 @@ function softmax(scores) {
   const sum = powers.reduce((a, b) => a + b)
   return powers.map(power => power / sum)
 }
-// q (T, nh·hd) looks at k and v (S, nkv·hd): the mixture, and what the last query looked at, by head
-function attention(q, k, v, nh, nkv, hd, causal) {
+function attention(q, k, v, nh, nkv, hd, causal) { // -> the mixture; each head's weights of the last query
   const T = q.length / nh / hd, S = k.length / nkv / hd, mixed = new Float32Array(q.length), looks = []
   for (let h = 0; h < nh; h++) for (let t = 0; t < T; t++) {
     const query = (t * nh + h) * hd, seen = causal ? S - T + t + 1 : S
@@ -126,7 +125,7 @@ let unseen = 256 // a byte is written as a letter that can be seen
 const LETTERS = Array.from({ length: 256 }, (_, byte) => String.fromCharCode(
   byte > 32 && byte < 127 || byte > 160 && byte != 173 ? byte : unseen++))
 const GPT = "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-const WORD = { Split: p => p.pattern.Regex, Digits: () => "\\p{N}", ByteLevel: p => p.use_regex ? GPT : "[^]+" }
+const PRE = { Split: p => p.pattern.Regex, Digits: p => "\\p{N}", ByteLevel: p => p.use_regex ? GPT : "[^]+" }
 const cut = (texts, pattern) => texts.flatMap(text => text.split(RegExp(`(${pattern})`, "u"))).filter(Boolean)
 export class PromptTokenizer {
   constructor({ added_tokens, pre_tokenizer, model }) {
@@ -134,7 +133,7 @@ export class PromptTokenizer {
     this.ids = { ...model.vocab, ...Object.fromEntries(added_tokens.map(token => [token.content, token.id])) }
     this.texts = Object.keys(this.ids).sort((a, b) => this.ids[a] - this.ids[b])
     this.ranks = new Map(model.merges.map((pair, rank) => [[pair].flat().join(" "), rank]))
-    this.patterns = (pre_tokenizer.pretokenizers ?? [pre_tokenizer]).map(part => WORD[part.type](part))
+    this.patterns = (pre_tokenizer.pretokenizers ?? [pre_tokenizer]).map(part => PRE[part.type](part))
   }
   encode(text, special = false) { // special = special tokens count as such; in what users write they do not
     const names = this.added.filter(token => special || !token.special).map(token => token.content)
@@ -160,9 +159,8 @@ export class PromptTokenizer {
 // ---- the model
 export class VisionLanguageModel {
   constructor(config, tokenizer, weights) { // what the three files hold
-    const tensors = read_tensors(weights)
-    Object.assign(this, tensors.model, { config, tokenizer: new PromptTokenizer(tokenizer) })
-    this.lm_head = tensors.lm_head ?? this.text_model.embed_tokens // tied
+    const { model, lm_head = model.text_model.embed_tokens } = read_tensors(weights) // they may be tied
+    Object.assign(this, model, { config, lm_head, tokenizer: new PromptTokenizer(tokenizer) })
     this.grid = config.vision_config.image_size / config.vision_config.patch_size
   }
   encode(pixels) { // (3, H, W) -> an image's vectors (n, D), which serve all questions about it

@@ -1,0 +1,327 @@
+"The model in plain JavaScript: its numbers are Python's, and its page can be used."
+import base64, functools, gzip, http.server, io, json, random, threading
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from conftest import REPO
+from test_browser import DESK, PHONE, chromium, new_page # the browser that all tests use
+from nanovlm.data import easy_vqa
+from nanovlm.hub import load
+from nanovlm.images import load_image
+from nanovlm.inside import attention_maps
+from nanovlm.language import TextConfig
+from nanovlm.model import VisionLanguageModel, VLMConfig
+from nanovlm.processor import Processor, ask, tiny_model
+from nanovlm.vision import VisionConfig
+
+LIVE = REPO / "nbs/live"
+HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><title>live</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width"><main><div data-live="LIST"><p>A server is needed.</p></div></main>
+<script type="module" src="live/live.js"></script>"""
+
+def other_sizes(folder, rows):
+    "Write a model of other sizes, with one key-value head, in bfloat16."
+    vision = VisionConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=3,
+                          image_size=72, patch_size=6)
+    text = TextConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
+                      num_key_value_heads=1, head_dim=32, vocab_size=400, max_position_embeddings=80,
+                      rope_theta=10_000.0, tie_word_embeddings=False)
+    model, processor = tiny_model(rows, 0, VLMConfig(vision, text, scale_factor=3, image_token_id=5))
+    model.bfloat16().save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+@pytest.fixture(scope="module")
+def served(rows, tmp_path_factory):
+    "The folder nbs on this machine, with a model of other sizes beside the tiny one; its address."
+    other = tmp_path_factory.mktemp("other")
+    other_sizes(other, rows)
+    lists = {"/one": [["live/tiny", "the tiny model"]],
+             "/two": [["other", "another one"], ["live/tiny", "the tiny model"]],
+             "/none": [["nowhere", "not there"]]}
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+        def translate_path(self, path):
+            if path.startswith("/other/"): return str(other / path.rsplit("/", 1)[1])
+            return super().translate_path(path)
+        def do_GET(self):
+            name = self.path.removesuffix(".json").removesuffix(".html")
+            if name not in lists: return super().do_GET()
+            entries = [dict(folder=folder, label=label) for folder, label in lists[name]]
+            text = HTML.replace("LIST", f"{name[1:]}.json") if self.path.endswith("html") else json.dumps(entries)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html" if self.path.endswith("html") else "application/json")
+            self.end_headers()
+            self.wfile.write(text.encode())
+    handler = functools.partial(Handler, directory=str(REPO / "nbs"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", other
+    server.shutdown()
+
+@pytest.fixture(scope="module")
+def window(chromium):
+    "One window for all tests."
+    page = new_page(chromium)
+    yield page
+    page.context.close()
+
+@pytest.fixture
+def bare(window, served):
+    "A page on which the modules are imported, and nothing shown."
+    window.goto(served[0] + "live/live.css")
+    window.errors.clear()
+    window.add_script_tag(content=BASE64)
+    window.evaluate("""async () => Object.assign(window, await import("/live/vlm.js"), await import("/live/images.js"))""")
+    yield window
+    assert not window.errors
+
+@pytest.fixture
+def app(window, served):
+    "Open the app, and wait for its first answer."
+    def open(name="one", size=DESK):
+        window.set_viewport_size(size)
+        window.errors.clear()
+        window.goto(f"{served[0]}{name}.html")
+        if name != "none": said(window, "red")
+        return window
+    return open
+
+def said(page, answer):
+    page.wait_for_function("text => document.querySelector('.live-answer')?.textContent == text", arg=answer, timeout=10_000)
+
+def rgba(image): # a picture's bytes as a canvas holds them, written as text
+    return base64.b64encode(image.convert("RGBA").tobytes()).decode()
+
+BASE64 = """
+const as_bytes = text => Uint8ClampedArray.from(atob(text), letter => letter.charCodeAt(0))
+const as_text = data => btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""))
+const floats = data => as_text(new Uint8Array(Float32Array.from(data).buffer))"""
+
+def floats(text, *shape): return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32).reshape(*shape)
+
+ANSWER = """([data, side, question]) => {
+    const image = new ImageData(as_bytes(data), side)
+    const pixels = preprocess(image, model.config.vision_config.image_size, settings)
+    const steps = [...model.stream(model.encode(pixels), question, 6)]
+    const looks = steps.map(step => step.looks.map(layer => layer.map(head => [...head])))
+    return {pixels: floats(pixels), prompt: model.prompt(question), ids: steps.map(step => step.id), looks,
+            logits: floats(steps.flatMap(step => [...step.logits]))}
+}"""
+
+@pytest.mark.parametrize("name", ["live/tiny", "other"])
+def test_same_numbers_as_python(bare, served, name):
+    model, processor = load(REPO / "nanovlm/tiny" if name == "live/tiny" else served[1])
+    model = model.float().eval()
+    bare.evaluate("""async name => {
+        window.model = await load("/" + name)
+        window.settings = await (await fetch(`/${name}/preprocessor_config.json`)).json()
+    }""", name)
+    for row in easy_vqa("test").select(range(20)):
+        image, question = load_image(processor.squares(row["images"][0])[0][0]), row["texts"][0]["user"]
+        batch = processor(image, question)
+        prompt = batch["input_ids"][0].tolist()
+        got = bare.evaluate(ANSWER, [rgba(image), image.width, question])
+        assert got["prompt"] == prompt
+        assert torch.allclose(floats(got["pixels"], -1), batch["pixel_values"].flatten(), atol=1e-6)
+        image_tokens = (n for n, i in enumerate(got["ids"]) if i == processor.image_token_id)
+        steps = next(image_tokens, len(got["ids"])) # in one pass, Python would want a picture for a later one
+        inputs = batch | dict(input_ids=torch.tensor([prompt + got["ids"][:steps]]))
+        asking = slice(len(prompt) - 1, len(prompt) + steps)
+        with torch.no_grad(): logits = model(**inputs)[0, asking]
+        assert logits.argmax(-1).tolist()[:len(got["ids"])] == got["ids"][:steps + 1]
+        compared = floats(got["logits"], len(got["ids"]), -1)[:steps + 1]
+        assert (compared - logits[:len(compared)]).abs().max() <= 1e-4
+        maps = attention_maps(model, inputs, asking)[:, 0] # (layers, nh, tokens, T)
+        for n, looks in enumerate(got["looks"][:steps + 1]):
+            looks = torch.tensor(looks)
+            assert (looks - maps[:, :, n, :looks.shape[-1]]).abs().max() <= 1e-5
+
+TEXTS = ["", " ", "what color is the shape?", "  What  COLOR\tis\n\nit ?  ", "no", "naïve café — ½ ≠ 0.5", "日本語の質問",
+         "👩‍🚀 and 🇫🇷", "a" * 300, "user: <image> <|im_end|>", "<image>", "<end_of_utterance>\nAssistant: red", "<row_1_col_1>",
+         "\u00a0nbsp\u2028line\ufeff", "don't we'll 12345 3.10", "\0\x7f", "the the the shape shape"]
+
+def spoken(kind):
+    "A tokenizer whose words are cut as GPT-2's, or SmolLM2's."
+    tokenizer = Tokenizer(models.BPE())
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = letters if kind == "gpt2" else pre_tokenizers.Sequence([digits, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<image>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.add_tokens(["\n\n"]) # not special: it counts in what users write, too
+    return tokenizer
+
+@pytest.mark.parametrize("kind", ["tiny", "gpt2", "smollm"])
+def test_same_tokens_as_python(bare, trained, kind):
+    tokenizer = trained[1].tokenizer if kind == "tiny" else spoken(kind)
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.encode_special_tokens = True
+    bare.evaluate("text => { window.tokenizer = new PromptTokenizer(JSON.parse(text)) }", tokenizer.to_str())
+    for text in TEXTS:
+        for special, python in (False, plain), (True, tokenizer):
+            ids = python.encode(text, add_special_tokens=False).ids
+            assert bare.evaluate("([text, special]) => tokenizer.encode(text, special)", [text, special]) == ids, text
+        if "\n\n" in text: continue # an added token is no bytes
+        assert bare.evaluate("ids => tokenizer.decode(ids)", plain.encode(text).ids) == text
+
+def photograph(width, height):
+    "Colours in soft and hard transitions."
+    noise = random.Random(0).randbytes(48 * 32 * 3)
+    return Image.frombytes("RGB", (48, 32), noise).resize((width, height), Image.Resampling.BILINEAR)
+
+SIZES = [(64, 64), (300, 200), (200, 300), (1, 1), (1, 500), (500, 1), (3, 2), (64, 65), (63, 400), (30, 900), (900, 30), (7, 133)]
+
+def test_same_pixels_as_pillow(bare):
+    for width, height in SIZES:
+        noise = random.Random(width).randbytes(width * height * 3)
+        image = Image.frombytes("RGB", (width, height), noise)
+        for to, resample in ((64, 64), 3), ((50, 40), 3), ((64, 64), 2), ((64, 64), 1):
+            got = bare.evaluate("""([data, width, size, resample]) =>
+                as_text(resize(new ImageData(as_bytes(data), width), ...size, resample).data)""",
+                [rgba(image), width, to, resample])
+            assert got == rgba(image.resize(to, resample)), (width, height, to, resample)
+
+OPEN = """async () => {
+    const file = document.querySelector("input").files[0], start = performance.now()
+    const image = await open_image(file), opened = performance.now()
+    const square = resize(image, 64, 64)
+    window.ms = [opened - start, performance.now() - opened]
+    return as_text(square.data)
+}"""
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_large_photograph_is_read_as_by_python(bare, kind):
+    file = io.BytesIO()
+    photograph(3000, 2000).save(file, kind, **dict(compress_level=1) if kind == "png" else dict(quality=90))
+    bare.evaluate("document.body.innerHTML = '<input type=file>'")
+    bare.set_input_files("input", dict(name=f"p.{kind}", mimeType=f"image/{kind}", buffer=file.getvalue()))
+    got = bare.evaluate(OPEN)
+    print(kind, "decoded and resized in ms:", bare.evaluate("ms"))
+    assert got == rgba(load_image(file.getvalue()).resize((64, 64), 3))
+
+def test_transparent_and_turned(bare):
+    clear = Image.frombytes("RGBA", (90, 70), random.Random(0).randbytes(90 * 70 * 4))
+    turned = photograph(90, 70)
+    exif = Image.Exif()
+    exif[0x0112] = 6 # to be turned by a quarter
+    bare.evaluate("document.body.innerHTML = '<input type=file>'")
+    for image, levels in (clear, 2), (turned, 0): # where glass is laid on white, rounding differs
+        file = io.BytesIO()
+        image.save(file, "png", **dict(exif=exif) if image is turned else {})
+        bare.set_input_files("input", dict(name="p.png", mimeType="image/png", buffer=file.getvalue()))
+        expected = load_image(file.getvalue()).resize((64, 64), 3).convert("RGBA").tobytes()
+        got = base64.b64decode(bare.evaluate(OPEN))
+        assert max(abs(a - b) for a, b in zip(got, expected)) <= levels
+
+def test_draw_and_ask_by_mouse(app):
+    page = app()
+    page.locator("[value=blue]").check()
+    page.locator("[value=triangle]").check()
+    page.locator(".live-frame canvas").first.click(position=dict(x=90, y=150))
+    said(page, "blue")
+    page.get_by_label("choose a question").select_option("what shape is in the image?")
+    said(page, "triangle")
+    page.wait_for_function("document.querySelector('.live-note').textContent.includes('were kept')")
+    token = page.locator(".live-tokens button")
+    assert token.count() == 2
+    token.first.hover()
+    assert "of its attention" in page.inner_text(".live-seen")
+    before = page.inner_text(".live-seen")
+    page.get_by_label("head", exact=True).select_option("1")
+    assert page.inner_text(".live-seen") != before
+    page.get_by_role("button", name="clear").click()
+    page.locator("[value=pen]").check()
+    page.locator("[value=green]").check()
+    page.get_by_label("question", exact=True).fill("what color is the shape?")
+    page.mouse.move(*middle(page, 80, 60))
+    page.mouse.down()
+    for x, y in (140, 60), (140, 130), (80, 130), (80, 60), (110, 90), (130, 120): page.mouse.move(*middle(page, x, y), steps=6)
+    page.mouse.up()
+    said(page, "green")
+    assert not page.errors
+
+def middle(page, x, y):
+    box = page.locator(".live-frame").bounding_box()
+    return box["x"] + x, box["y"] + y
+
+def test_draw_and_ask_by_keyboard(app):
+    page = app()
+    def press(*keys):
+        for key in keys: page.keyboard.press(key)
+    press("Tab", *["ArrowDown"] * 3, "ArrowRight", "Tab", "ArrowRight") # the board; shape: rectangle
+    assert page.evaluate("document.activeElement.value") == "rectangle"
+    press("Tab", *["ArrowLeft"] * 2) # colour: teal
+    assert page.evaluate("document.activeElement.value") == "teal"
+    press("Shift+Tab", "Shift+Tab", "Enter")
+    said(page, "teal")
+    for _ in range(8):
+        press("Tab")
+        if page.evaluate("document.activeElement.type") == "text": break
+    press("Control+a")
+    page.keyboard.type("is there a rectangle?")
+    press("Enter")
+    said(page, "yes")
+    for _ in range(4):
+        press("Tab")
+        if page.evaluate("document.activeElement.closest('.live-tokens') !== null"): break
+    assert "of its attention" in page.inner_text(".live-seen")
+    assert not page.errors
+
+def test_a_picture_from_a_file(app, trained, rows):
+    page, (model, processor) = app(), trained
+    image = processor.squares(rows[3]["images"][0])[0][0]
+    file = io.BytesIO()
+    image.resize((600, 400), Image.Resampling.BICUBIC).save(file, "png")
+    page.set_input_files("[type=file]", dict(name="p.png", mimeType="image/png", buffer=file.getvalue()))
+    said(page, ask(model, processor, file.getvalue(), "what color is the shape?"))
+
+def test_what_goes_wrong_is_said(app):
+    page = app()
+    def error(): return page.inner_text(".live-error")
+    page.set_input_files("[type=file]", dict(name="a.txt", mimeType="text/plain", buffer=b"no picture"))
+    page.wait_for_function("document.querySelector('.live-error').textContent")
+    assert "a.txt is not a picture" in error()
+    question = page.get_by_label("question", exact=True)
+    for text, message in (("  ", "is empty"), ("a" * 1001, "1001 letters"), ("ÿ " * 400, "too long"), ("<image> <|im_end|>", "")):
+        question.fill(text)
+        question.press("Enter")
+        page.wait_for_timeout(50)
+        assert message in error() if message else not error()
+    assert page.inner_text(".live-answer") # the last question was only strange
+    assert not page.errors
+    page = app("none")
+    page.wait_for_function("document.querySelector('.live-error')?.textContent.includes('404')")
+    assert "open the page again" in error()
+
+def test_slider_through_training(app):
+    page = app()
+    assert page.locator(".live-training").is_hidden()
+    page = app("two")
+    slider = page.locator(".live-training input")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.querySelector('.live-answer').textContent != 'red'")
+    assert page.inner_text(".live-training output").strip() == "another one"
+    assert page.locator("select[aria-label=layer] option").count() == 3
+    page.keyboard.press("ArrowRight")
+    said(page, "red")
+    assert not page.errors
+
+def test_fits_a_phone(app):
+    page = app("two", PHONE)
+    page.locator(".live-tokens button").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    small = page.evaluate("""[...document.querySelectorAll("[data-live] :is(button, select, .live-choice span)")]
+        .filter(e => e.offsetParent && e.getBoundingClientRect().height < 24).map(e => e.outerHTML)""")
+    assert not small, "too small for a finger"
+
+def test_can_be_read_and_is_light():
+    source = (LIVE / "vlm.js").read_text()
+    assert len(source.splitlines()) <= 200
+    assert max(map(len, source.splitlines())) <= 110
+    assert len(gzip.compress(source.encode())) <= 6000
+    files = [*LIVE.glob("*.*"), LIVE / "tiny/model.safetensors", LIVE / "tiny/tokenizer.json", LIVE / "tiny/config.json"]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in files if file.is_file()) <= 1.3e6
