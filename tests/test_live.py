@@ -1,5 +1,5 @@
 "The model in plain JavaScript: its numbers are Python's, and its page can be used."
-import base64, functools, gzip, http.server, io, json, random, threading
+import base64, functools, gzip, http.server, io, json, random, shutil, threading
 import pytest
 import torch
 from PIL import Image, ImageFilter
@@ -325,3 +325,10 @@ def test_can_be_read_and_is_light():
     assert len(gzip.compress(source.encode())) <= 6000
     files = [*LIVE.glob("*.*"), LIVE / "tiny/model.safetensors", LIVE / "tiny/tokenizer.json", LIVE / "tiny/config.json"]
     assert sum(len(gzip.compress(file.read_bytes())) for file in files if file.is_file()) <= 1.3e6
+
+def test_a_page_opened_as_a_file_says_why_nothing_happens(window, tmp_path):
+    shutil.copytree(LIVE, tmp_path / "live")
+    (tmp_path / "page.html").write_text(HTML)
+    window.goto((tmp_path / "page.html").as_uri())
+    window.wait_for_timeout(200)
+    assert "A server is needed" in window.inner_text("main")

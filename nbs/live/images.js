@@ -39,23 +39,22 @@ function coefficients(size, wanted, [support, filter]) { // for each new pixel t
 function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels, or columns
   const { data, width, height } = image
   const resized = new ImageData(rows ? wanted : width, rows ? height : wanted), out = resized.data
-  const step = rows ? 4 : width * 4, lines = rows ? height : width
-  coefficients(rows ? width : height, wanted, filter).forEach(([first, weights], n) => {
-    for (let line = 0; line < lines; line++) {
-      let from = rows ? line * width * 4 + first * 4 : first * width * 4 + line * 4
-      let red = 2 ** 21, green = red, blue = red // a half, to round
-      for (let i = 0; i < weights.length; i++, from += step) {
-        red += data[from] * weights[i]
-        green += data[from + 1] * weights[i]
-        blue += data[from + 2] * weights[i]
-      }
-      const to = (rows ? line * wanted + n : n * width + line) * 4
-      out[to] = red >> 22 // what is below 0 or above 255 is clipped
-      out[to + 1] = green >> 22
-      out[to + 2] = blue >> 22
-      out[to + 3] = 255
+  const [lines, size, line_step, step] = rows ? [height, width, width * 4, 4] : [width, height, 4, width * 4]
+  const [out_line, out_step] = rows ? [wanted * 4, 4] : [4, width * 4]
+  const all = coefficients(size, wanted, filter)
+  for (let line = 0; line < lines; line++) for (let n = 0; n < wanted; n++) {
+    const [first, weights] = all[n], to = line * out_line + n * out_step
+    let red = 2 ** 21, green = red, blue = red // a half, to round
+    for (let i = 0, from = line * line_step + first * step; i < weights.length; i++, from += step) {
+      red += data[from] * weights[i]
+      green += data[from + 1] * weights[i]
+      blue += data[from + 2] * weights[i]
     }
-  })
+    out[to] = red >> 22 // what is below 0 or above 255 is clipped
+    out[to + 1] = green >> 22
+    out[to + 2] = blue >> 22
+    out[to + 3] = 255
+  }
   return resized
 }
 
