@@ -137,6 +137,20 @@ def test_same_numbers_as_python(bare, served, name):
             looks = torch.tensor(looks)
             assert (looks - maps[:, :, n, :looks.shape[-1]]).abs().max() <= 1e-5
 
+def test_same_answers_as_python(bare, trained):
+    model, processor = trained
+    rows = easy_vqa("test").select(range(300))
+    images = [load_image(processor.squares(row["images"][0])[0][0]) for row in rows]
+    asked = [(rgba(image), row["texts"][-1]["user"]) for image, row in zip(images, rows)]
+    said = bare.evaluate("""async asked => {
+        const model = await load("/live/tiny"), image_processor = await (await fetch("/live/tiny/preprocessor_config.json")).json()
+        return asked.map(([data, question]) => {
+            const vectors = model.encode(preprocess(new ImageData(as_bytes(data), 64), 64, image_processor))
+            return model.tokenizer.decode([...model.stream(vectors, question)].map(step => step.id)).trim()
+        })
+    }""", asked)
+    assert said == [ask(model, processor, image, question) for image, (_, question) in zip(images, asked)]
+
 TEXTS = ["", " ", "what color is the shape?", "  What  COLOR\tis\n\nit ?  ", "no", "naïve café — ½ ≠ 0.5", "日本語の質問",
          "👩‍🚀 and 🇫🇷", "a" * 300, "user: <image> <|im_end|>", "<image>", "<end_of_utterance>\nAssistant: red", "<row_1_col_1>",
          "\u00a0nbsp\u2028line\ufeff", "don't we'll 12345 3.10", "\0\x7f", "the the the shape shape"]
@@ -277,6 +291,14 @@ def test_a_picture_from_a_file(app, trained, rows):
     image.resize((600, 400), Image.Resampling.BICUBIC).save(file, "png")
     page.set_input_files("[type=file]", dict(name="p.png", mimeType="image/png", buffer=file.getvalue()))
     said(page, ask(model, processor, file.getvalue(), "what color is the shape?"))
+    page.get_by_role("button", name="clear").click()
+    page.wait_for_function("document.querySelector('.live-note').textContent.includes('included')")
+    page.evaluate("""text => {
+        const transfer = new DataTransfer()
+        transfer.items.add(new File([Uint8Array.from(atob(text), letter => letter.charCodeAt(0))], "dropped.png"))
+        document.querySelector("canvas").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}))
+    }""", base64.b64encode(file.getvalue()).decode())
+    said(page, ask(model, processor, file.getvalue(), "what color is the shape?"))
 
 def test_what_goes_wrong_is_said(app):
     page = app()
@@ -326,9 +348,11 @@ def test_can_be_read_and_is_light():
     files = [*LIVE.glob("*.*"), LIVE / "tiny/model.safetensors", LIVE / "tiny/tokenizer.json", LIVE / "tiny/config.json"]
     assert sum(len(gzip.compress(file.read_bytes())) for file in files if file.is_file()) <= 1.3e6
 
-def test_a_page_opened_as_a_file_says_why_nothing_happens(window, tmp_path):
+def test_a_page_opened_as_a_file_says_why_nothing_happens(chromium, tmp_path):
     shutil.copytree(LIVE, tmp_path / "live")
     (tmp_path / "page.html").write_text(HTML)
-    window.goto((tmp_path / "page.html").as_uri())
-    window.wait_for_timeout(200)
-    assert "A server is needed" in window.inner_text("main")
+    page = chromium.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_timeout(200)
+    assert "A server is needed" in page.inner_text("main")
+    page.close()

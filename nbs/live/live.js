@@ -58,8 +58,7 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
         make("label", { class: "live-file" }, "open a picture",
           make("input", { type: "file", accept: "image/*", change: e => this.open(e.target.files[0], fail) }))))
     this.tools.addEventListener("change", () => this.canvas.style.touchAction = this.tool == "pen" ? "none" : "")
-    const drop = e => { e.preventDefault(); this.open(e.dataTransfer.files[0], fail) }
-    this.frame = make("div", { class: "live-frame", dragover: e => e.preventDefault(), drop }, this.canvas, this.above)
+    this.frame = make("div", { class: "live-frame" }, this.canvas, this.above)
     this.context = this.canvas.getContext("2d", { willReadFrequently: true })
     this.wipe()
     this.draw("circle", 150, 110)
@@ -146,7 +145,7 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
       const x = n % grid * cell, y = Math.floor(n / grid) * cell
       context.fillStyle = `rgba(30, 30, 40, ${0.6 * (1 - share / most)})`
       context.fillRect(x, y, cell, cell)
-      if (share < 0.02) return
+      if (share < 0.005) return
       context.strokeStyle = "#fff"
       context.strokeText(percent(share), x + cell / 2, y + cell / 2)
       context.fillStyle = "#000"
@@ -175,6 +174,11 @@ class Live {
     this.step = make("input", { type: "range", min: 0, step: 1, input: () => this.open(Number(this.step.value)) })
     this.label = make("output")
     this.training = make("label", { class: "live-training", hidden: true }, "the model ", this.step, this.label)
+    root.addEventListener("dragover", e => e.preventDefault())
+    root.addEventListener("drop", e => {
+      e.preventDefault()
+      this.board.open(e.dataTransfer.files[0], error => this.fail(error))
+    })
     root.replaceChildren(
       make("div", { class: "live-left" }, this.board.frame, this.board.tools),
       make("div", { class: "live-right" }, form, this.error, this.answer, this.looks, this.training, this.note))
@@ -182,7 +186,8 @@ class Live {
   fail(error) {
     this.error.textContent = error.message
     this.looks.hidden = true
-    this.answer.textContent = ""
+    for (const text of [this.answer, this.note]) text.textContent = ""
+    this.board.preview(false)
   }
   async start(list) { // the address of a list of checkpoints: [{folder, label}, …]
     try {
@@ -242,7 +247,7 @@ class Live {
   show(time, kept) { // what the answer's tokens are, and how long they took
     this.tokens.replaceChildren(...this.steps.map(({ id }, n) => make("button", { type: "button",
       mouseenter: () => this.look(n), focus: () => this.look(n), click: () => this.look(n) },
-      this.model.tokenizer.decode([id]).trim() || this.model.tokenizer.texts[id].replace(/[<>|]/g, ""))))
+      this.model.tokenizer.decode([id]).trim() || this.model.tokenizer.texts[id].match(/\w+/)?.[0] || "␣")))
     this.looks.hidden = false
     this.seen.textContent = "Point at a token: where did it look?"
     const picture = kept ? "the picture's vectors were kept" : "the picture included"
