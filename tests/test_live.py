@@ -16,8 +16,9 @@ from nanovlm.processor import Processor, ask, tiny_model
 from nanovlm.vision import VisionConfig
 
 LIVE = REPO / "nbs/live"
-HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><title>live</title><link rel="icon" href="data:,">
-<meta name="viewport" content="width=device-width"><main><div data-live="LIST"><p>A server is needed.</p></div></main>
+HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><title>live</title>
+<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">
+<main><div data-live="LIST"><p>A server is needed.</p></div></main>
 <script type="module" src="live/live.js"></script>"""
 
 def other_sizes(folder, rows):
@@ -47,10 +48,12 @@ def served(rows, tmp_path_factory):
         def do_GET(self):
             name = self.path.removesuffix(".json").removesuffix(".html")
             if name not in lists: return super().do_GET()
-            entries = [dict(folder=folder, label=label) for folder, label in lists[name]]
-            text = HTML.replace("LIST", f"{name[1:]}.json") if self.path.endswith("html") else json.dumps(entries)
+            kind, text = "text/html", HTML.replace("LIST", f"{name[1:]}.json")
+            if self.path.endswith(".json"):
+                entries = [dict(folder=folder, label=label) for folder, label in lists[name]]
+                kind, text = "application/json", json.dumps(entries)
             self.send_response(200)
-            self.send_header("Content-Type", "text/html" if self.path.endswith("html") else "application/json")
+            self.send_header("Content-Type", kind)
             self.end_headers()
             self.wfile.write(text.encode())
     handler = functools.partial(Handler, directory=str(REPO / "nbs"))
@@ -72,7 +75,8 @@ def bare(window, served):
     window.goto(served[0] + "live/live.css")
     window.errors.clear()
     window.add_script_tag(content=BASE64)
-    window.evaluate("""async () => Object.assign(window, await import("/live/vlm.js"), await import("/live/images.js"))""")
+    for name in "vlm", "images":
+        window.evaluate("async name => Object.assign(window, await import(`/live/${name}.js`))", name)
     yield window
     assert not window.errors
 
@@ -88,7 +92,8 @@ def app(window, served):
     return open
 
 def said(page, answer):
-    page.wait_for_function("text => document.querySelector('.live-answer')?.textContent == text", arg=answer, timeout=10_000)
+    page.wait_for_function("text => document.querySelector('.live-answer')?.textContent == text",
+                           arg=answer, timeout=10_000)
 
 def rgba(image): # a picture's bytes as a canvas holds them, written as text
     return base64.b64encode(image.convert("RGBA").tobytes()).decode()
@@ -98,25 +103,30 @@ const as_bytes = text => Uint8ClampedArray.from(atob(text), letter => letter.cha
 const as_text = data => btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""))
 const floats = data => as_text(new Uint8Array(Float32Array.from(data).buffer))"""
 
-def floats(text, *shape): return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32).reshape(*shape)
+def floats(text, *shape):
+    "What the function of the same name wrote."
+    data = bytearray(base64.b64decode(text))
+    return torch.frombuffer(data, dtype=torch.float32).reshape(*shape)
 
+OPEN = """async name => {
+    const answer = await fetch(`/${name}/preprocessor_config.json`)
+    Object.assign(window, {model: await load(`/${name}`), settings: await answer.json()})
+    window.pixels_of = (data, side) => preprocess(new ImageData(as_bytes(data), side),
+                                                  model.config.vision_config.image_size, settings)
+}"""
 ANSWER = """([data, side, question]) => {
-    const image = new ImageData(as_bytes(data), side)
-    const pixels = preprocess(image, model.config.vision_config.image_size, settings)
+    const pixels = pixels_of(data, side)
     const steps = [...model.stream(model.encode(pixels), question, 6)]
     const looks = steps.map(step => step.looks.map(layer => layer.map(head => [...head])))
-    return {pixels: floats(pixels), prompt: model.prompt(question), ids: steps.map(step => step.id), looks,
-            logits: floats(steps.flatMap(step => [...step.logits]))}
+    return {pixels: floats(pixels), prompt: model.prompt(question), looks,
+            ids: steps.map(step => step.id), logits: floats(steps.flatMap(step => [...step.logits]))}
 }"""
 
 @pytest.mark.parametrize("name", ["live/tiny", "other"])
 def test_same_numbers_as_python(bare, served, name):
     model, processor = load(REPO / "nanovlm/tiny" if name == "live/tiny" else served[1])
     model = model.float().eval()
-    bare.evaluate("""async name => {
-        window.model = await load("/" + name)
-        window.settings = await (await fetch(`/${name}/preprocessor_config.json`)).json()
-    }""", name)
+    bare.evaluate(OPEN, name)
     for row in easy_vqa("test").select(range(20)):
         image, question = load_image(processor.squares(row["images"][0])[0][0]), row["texts"][0]["user"]
         batch = processor(image, question)
@@ -142,18 +152,18 @@ def test_same_answers_as_python(bare, trained):
     rows = easy_vqa("test").select(range(300))
     images = [load_image(processor.squares(row["images"][0])[0][0]) for row in rows]
     asked = [(rgba(image), row["texts"][-1]["user"]) for image, row in zip(images, rows)]
-    said = bare.evaluate("""async asked => {
-        const model = await load("/live/tiny"), image_processor = await (await fetch("/live/tiny/preprocessor_config.json")).json()
-        return asked.map(([data, question]) => {
-            const vectors = model.encode(preprocess(new ImageData(as_bytes(data), 64), 64, image_processor))
-            return model.tokenizer.decode([...model.stream(vectors, question)].map(step => step.id)).trim()
-        })
-    }""", asked)
-    assert said == [ask(model, processor, image, question) for image, (_, question) in zip(images, asked)]
+    bare.evaluate(OPEN, "live/tiny")
+    said = bare.evaluate("""asked => asked.map(([data, question]) => {
+        const steps = [...model.stream(model.encode(pixels_of(data, 64)), question)]
+        return model.tokenizer.decode(steps.map(step => step.id)).trim()
+    })""", asked)
+    expected = [ask(model, processor, image, q) for image, (_, q) in zip(images, asked)]
+    assert said == expected
 
-TEXTS = ["", " ", "what color is the shape?", "  What  COLOR\tis\n\nit ?  ", "no", "naïve café — ½ ≠ 0.5", "日本語の質問",
-         "👩‍🚀 and 🇫🇷", "a" * 300, "user: <image> <|im_end|>", "<image>", "<end_of_utterance>\nAssistant: red", "<row_1_col_1>",
-         "\u00a0nbsp\u2028line\ufeff", "don't we'll 12345 3.10", "\0\x7f", "the the the shape shape"]
+TEXTS = ["", " ", "what color is the shape?", "  What  COLOR\tis\n\nit ?  ", "no", "naïve café — ½ ≠ 0.5",
+         "日本語の質問", "👩‍🚀 and 🇫🇷", "a" * 300, "user: <image> <|im_end|>", "<image>", "<row_1_col_1>",
+         "<end_of_utterance>\nAssistant: red", "\u00a0nbsp\u2028line\ufeff", "don't we'll 12345 3.10",
+         "\0\x7f", "the the the shape shape"]
 
 def spoken(kind):
     "A tokenizer whose words are cut as GPT-2's, or SmolLM2's."
@@ -177,7 +187,8 @@ def test_same_tokens_as_python(bare, trained, kind):
     for text in TEXTS:
         for special, python in (False, plain), (True, tokenizer):
             ids = python.encode(text, add_special_tokens=False).ids
-            assert bare.evaluate("([text, special]) => tokenizer.encode(text, special)", [text, special]) == ids, text
+            got = bare.evaluate("text => tokenizer.encode(...text)", [text, special])
+            assert got == ids, text
         if "\n\n" in text: continue # an added token is no bytes
         assert bare.evaluate("ids => tokenizer.decode(ids)", plain.encode(text).ids) == text
 
@@ -186,7 +197,8 @@ def photograph(width, height):
     noise = random.Random(0).randbytes(48 * 32 * 3)
     return Image.frombytes("RGB", (48, 32), noise).resize((width, height), Image.Resampling.BILINEAR)
 
-SIZES = [(64, 64), (300, 200), (200, 300), (1, 1), (1, 500), (500, 1), (3, 2), (64, 65), (63, 400), (30, 900), (900, 30), (7, 133)]
+SIZES = [(64, 64), (300, 200), (200, 300), (1, 1), (1, 500), (500, 1), (3, 2), (64, 65),
+         (63, 400), (30, 900), (900, 30), (7, 133)]
 
 def test_same_pixels_as_pillow(bare):
     for width, height in SIZES:
@@ -198,7 +210,7 @@ def test_same_pixels_as_pillow(bare):
                 [rgba(image), width, to, resample])
             assert got == rgba(image.resize(to, resample)), (width, height, to, resample)
 
-OPEN = """async () => {
+READ = """async () => {
     const file = document.querySelector("input").files[0], start = performance.now()
     const image = await open_image(file), opened = performance.now()
     const square = resize(image, 64, 64)
@@ -212,7 +224,7 @@ def test_a_large_photograph_is_read_as_by_python(bare, kind):
     photograph(3000, 2000).save(file, kind, **dict(compress_level=1) if kind == "png" else dict(quality=90))
     bare.evaluate("document.body.innerHTML = '<input type=file>'")
     bare.set_input_files("input", dict(name=f"p.{kind}", mimeType=f"image/{kind}", buffer=file.getvalue()))
-    got = bare.evaluate(OPEN)
+    got = bare.evaluate(READ)
     print(kind, "decoded and resized in ms:", bare.evaluate("ms"))
     assert got == rgba(load_image(file.getvalue()).resize((64, 64), 3))
 
@@ -227,7 +239,7 @@ def test_transparent_and_turned(bare):
         image.save(file, "png", **dict(exif=exif) if image is turned else {})
         bare.set_input_files("input", dict(name="p.png", mimeType="image/png", buffer=file.getvalue()))
         expected = load_image(file.getvalue()).resize((64, 64), 3).convert("RGBA").tobytes()
-        got = base64.b64decode(bare.evaluate(OPEN))
+        got = base64.b64decode(bare.evaluate(READ))
         assert max(abs(a - b) for a, b in zip(got, expected)) <= levels
 
 def test_draw_and_ask_by_mouse(app):
@@ -252,7 +264,8 @@ def test_draw_and_ask_by_mouse(app):
     page.get_by_label("question", exact=True).fill("what color is the shape?")
     page.mouse.move(*middle(page, 80, 60))
     page.mouse.down()
-    for x, y in (140, 60), (140, 130), (80, 130), (80, 60), (110, 90), (130, 120): page.mouse.move(*middle(page, x, y), steps=6)
+    for x, y in (140, 60), (140, 130), (80, 130), (80, 60), (110, 90), (130, 120):
+        page.mouse.move(*middle(page, x, y), steps=6)
     page.mouse.up()
     said(page, "green")
     assert not page.errors
@@ -295,8 +308,10 @@ def test_a_picture_from_a_file(app, trained, rows):
     page.wait_for_function("document.querySelector('.live-note').textContent.includes('included')")
     page.evaluate("""text => {
         const transfer = new DataTransfer()
-        transfer.items.add(new File([Uint8Array.from(atob(text), letter => letter.charCodeAt(0))], "dropped.png"))
-        document.querySelector("canvas").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}))
+        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0))
+        transfer.items.add(new File([bytes], "dropped.png"))
+        const dropped = new DragEvent("drop", {dataTransfer: transfer, bubbles: true})
+        document.querySelector("canvas").dispatchEvent(dropped)
     }""", base64.b64encode(file.getvalue()).decode())
     said(page, ask(model, processor, file.getvalue(), "what color is the shape?"))
 
@@ -307,7 +322,8 @@ def test_what_goes_wrong_is_said(app):
     page.wait_for_function("document.querySelector('.live-error').textContent")
     assert "a.txt is not a picture" in error()
     question = page.get_by_label("question", exact=True)
-    for text, message in (("  ", "is empty"), ("a" * 1001, "1001 letters"), ("ÿ " * 400, "too long"), ("<image> <|im_end|>", "")):
+    wrong = {"  ": "is empty", "a" * 1001: "1001 letters", "ÿ " * 400: "too long", "<image> <|im_end|>": ""}
+    for text, message in wrong.items():
         question.fill(text)
         question.press("Enter")
         page.wait_for_timeout(50)
@@ -336,7 +352,7 @@ def test_fits_a_phone(app):
     page = app("two", PHONE)
     page.locator(".live-tokens button").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    small = page.evaluate("""[...document.querySelectorAll("[data-live] :is(button, select, .live-choice span)")]
+    small = page.evaluate("""[...document.querySelectorAll(".live-choice span, button, select")]
         .filter(e => e.offsetParent && e.getBoundingClientRect().height < 24).map(e => e.outerHTML)""")
     assert not small, "too small for a finger"
 
@@ -345,8 +361,9 @@ def test_can_be_read_and_is_light():
     assert len(source.splitlines()) <= 200
     assert max(map(len, source.splitlines())) <= 110
     assert len(gzip.compress(source.encode())) <= 6000
-    files = [*LIVE.glob("*.*"), LIVE / "tiny/model.safetensors", LIVE / "tiny/tokenizer.json", LIVE / "tiny/config.json"]
-    assert sum(len(gzip.compress(file.read_bytes())) for file in files if file.is_file()) <= 1.3e6
+    names = "config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors"
+    files = [file for file in LIVE.glob("*.*") if file.is_file()] + [LIVE / "tiny" / name for name in names]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in files) <= 1.3e6
 
 def test_a_page_opened_as_a_file_says_why_nothing_happens(chromium, tmp_path):
     shutil.copytree(LIVE, tmp_path / "live")
