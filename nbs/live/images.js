@@ -23,7 +23,8 @@ const FILTERS = {
   3: [2, x => x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0],
 }
 
-function coefficients(size, wanted, [support, filter]) { // for each new pixel the first old one, and all weights
+// For each new pixel: the first old one that counts, and the weights of this and those behind it
+function coefficients(size, wanted, [support, filter]) {
   const scale = size / wanted, stretch = Math.max(scale, 1) // a smaller picture: the filter reaches further
   return Array.from({ length: wanted }, (_, n) => {
     const centre = (n + 0.5) * scale
@@ -60,12 +61,14 @@ function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels
 
 export function resize(image, width, height, resample = 3) { // ImageData, in and out
   const filter = FILTERS[resample], down = image.height - height
-  if (!filter) throw Error(`resample ${resample} is none of ${Object.keys(FILTERS)}: save the processor with one`)
+  if (!filter) throw Error(`resample is ${resample}: save the processor with one of ${Object.keys(FILTERS)}`)
   const columns_first = down > 0 && down > 2 * (image.width - width) // as Pillow since version 13
-  return [!columns_first, columns_first].reduce((pixels, rows) => along(pixels, rows ? width : height, filter, rows), image)
+  const once = (pixels, rows) => along(pixels, rows ? width : height, filter, rows)
+  return once(once(image, !columns_first), columns_first)
 }
 
-export function preprocess(image, side, settings) { // ImageData -> (3, side, side), as preprocessor_config.json says
+// ImageData -> (3, side, side), as preprocessor_config.json says
+export function preprocess(image, side, settings) {
   const { data } = resize(image, side, side, settings.resample), pixels = new Float32Array(3 * side * side)
   const { image_mean: mean, image_std: std } = settings
   for (let channel = 0; channel < 3; channel++) for (let n = 0; n < side * side; n++)

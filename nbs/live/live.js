@@ -20,19 +20,21 @@ function make(tag, attributes = {}, ...children) { // an element; functions amon
 }
 
 const pause = () => new Promise(done => setTimeout(done)) // lets the browser draw
+const unloaded = error => Error(`The model does not load (${error.message}): open the page again.`)
 const percent = share => `${Math.round(100 * share)} %`
 
 function choice(name, values, chosen, content) { // radio buttons that look like buttons
   return make("div", { class: "live-choice", role: "radiogroup", "aria-label": name },
     ...values.map(value => make("label", { title: value },
-      make("input", { type: "radio", name: `live-${name}`, value, checked: value == chosen, "aria-label": value }),
+      make("input", { type: "radio", name: `live-${name}`, value, checked: value == chosen,
+        "aria-label": value }),
       content(value))))
 }
 
 function trace(context, shape, x, y, size) { // the outline of a shape with its middle at (x, y)
   context.beginPath()
   if (shape == "circle" || shape == "pen") context.arc(x, y, size / 2, 0, 2 * Math.PI)
-  else if (shape == "rectangle") context.rect(x - size / 2, y - size * 0.35, size, size * 0.7)
+  else if (shape == "rectangle") context.rect(x - size / 2, y - size * 0.38, size, size * 0.76)
   else [[0, -1], [1, 1], [-1, 1]].forEach(([a, b]) => context.lineTo(x + a * size / 2, y + b * size * 0.43))
   context.closePath()
 }
@@ -41,7 +43,7 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
   constructor(changed, fail) {
     this.changed = changed
     this.at = [SIDE / 2, SIDE / 2]
-    const listen = { click: e => this.tool != "pen" && e.detail && this.stamp(this.place(e)), keydown: e => this.key(e),
+    const listen = { click: e => this.tool != "pen" && this.stamp(this.place(e)), keydown: e => this.key(e),
       pointerdown: e => this.pen(e), pointermove: e => this.move(e), pointerup: () => this.lift(),
       pointercancel: () => this.lift(), pointerleave: () => this.preview(false),
       focus: () => this.preview(this.canvas.matches(":focus-visible")), blur: () => this.preview(false) }
@@ -50,14 +52,19 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
     this.above = make("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" })
     this.tools = make("div", { class: "live-tools" },
       choice("shape", Object.keys(SHAPES), "circle", shape => make("span", {}, SHAPES[shape])),
-      choice("colour", Object.keys(COLORS), "red", color => make("span", { style: `background:${COLORS[color]}` })),
-      make("label", {}, "size ", make("input", { type: "range", min: 20, max: 160, value: 90, name: "size" })),
-      make("label", {}, make("input", { type: "checkbox", checked: true, name: "alone" }), " one shape at a time"),
+      choice("colour", Object.keys(COLORS), "red",
+        color => make("span", { style: `background:${COLORS[color]}` })),
+      make("label", {}, "size ",
+        make("input", { type: "range", min: 48, max: 140, value: 90, name: "size" })),
+      make("label", {},
+        make("input", { type: "checkbox", checked: true, name: "alone" }), " one shape at a time"),
       make("div", { class: "live-buttons" },
         make("button", { type: "button", click: () => { this.wipe(); this.finish() } }, "clear"),
         make("label", { class: "live-file" }, "open a picture",
-          make("input", { type: "file", accept: "image/*", change: e => this.open(e.target.files[0], fail) }))))
-    this.tools.addEventListener("change", () => this.canvas.style.touchAction = this.tool == "pen" ? "none" : "")
+          make("input", { type: "file", accept: "image/*",
+            change: e => this.open(e.target.files[0], fail).then(() => e.target.value = "") }))))
+    this.tools.addEventListener("change", () => // a finger scrolls the page, unless it draws
+      this.canvas.style.touchAction = this.tool == "pen" ? "none" : "")
     this.frame = make("div", { class: "live-frame" }, this.canvas, this.above)
     this.context = this.canvas.getContext("2d", { willReadFrequently: true })
     this.wipe()
@@ -140,7 +147,8 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
     const context = this.above.getContext("2d"), grid = Math.sqrt(shares.length), cell = SIDE / grid
     const most = Math.max(...shares)
     context.clearRect(0, 0, SIDE, SIDE)
-    Object.assign(context, { font: "13px sans-serif", textAlign: "center", textBaseline: "middle", lineWidth: 3 })
+    Object.assign(context, { font: "13px sans-serif", textAlign: "center", textBaseline: "middle" })
+    context.lineWidth = 3
     shares.forEach((share, n) => {
       const x = n % grid * cell, y = Math.floor(n / grid) * cell
       context.fillStyle = `rgba(30, 30, 40, ${0.6 * (1 - share / most)})`
@@ -157,12 +165,14 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
 class Live {
   constructor(root) {
     this.board = new Board(() => { this.vectors = null; this.ask() }, error => this.fail(error))
-    this.question = make("input", { type: "text", value: QUESTIONS[0], "aria-label": "question", autocomplete: "off" })
+    this.question = make("input", { type: "text", value: QUESTIONS[0], "aria-label": "question",
+      autocomplete: "off" })
     const choose = make("select", { "aria-label": "choose a question",
       change: e => { this.question.value = e.target.value; e.target.selectedIndex = 0; this.ask() } },
       make("option", { value: "" }, "or choose one …"), ...QUESTIONS.map(text => make("option", {}, text)))
     const ask = e => { e.preventDefault(); this.ask() }
-    const form = make("form", { class: "live-form", submit: ask }, this.question, make("button", {}, "ask"), choose)
+    const form = make("form", { class: "live-form", submit: ask },
+      this.question, make("button", {}, "ask"), choose)
     this.error = make("p", { class: "live-error", role: "alert" })
     this.answer = make("p", { class: "live-answer", "aria-live": "polite" }, "…")
     this.tokens = make("div", { class: "live-tokens", role: "group", "aria-label": "tokens of the answer" })
@@ -170,10 +180,12 @@ class Live {
     this.head = make("select", { "aria-label": "head", change: () => this.look() })
     this.seen = make("p", { class: "live-seen" })
     this.note = make("p", { class: "live-note" }, "The model is being loaded (1 MB) …")
-    this.looks = make("div", { class: "live-looks", hidden: true }, this.tokens, this.layer, this.head, this.seen)
-    this.step = make("input", { type: "range", min: 0, step: 1, input: () => this.open(Number(this.step.value)) })
+    this.looks = make("div", { class: "live-looks", hidden: true },
+      this.tokens, this.layer, this.head, this.seen)
+    this.step = make("input", { type: "range", min: 0, input: () => this.open(Number(this.step.value)) })
     this.label = make("output")
-    this.training = make("label", { class: "live-training", hidden: true }, "the model ", this.step, this.label)
+    this.training = make("label", { class: "live-training", hidden: true },
+      "the model ", this.step, this.label)
     root.addEventListener("dragover", e => e.preventDefault())
     root.addEventListener("drop", e => {
       e.preventDefault()
@@ -181,7 +193,8 @@ class Live {
     })
     root.replaceChildren(
       make("div", { class: "live-left" }, this.board.frame, this.board.tools),
-      make("div", { class: "live-right" }, form, this.error, this.answer, this.looks, this.training, this.note))
+      make("div", { class: "live-right" },
+        form, this.error, this.answer, this.looks, this.training, this.note))
   }
   fail(error) {
     this.error.textContent = error.message
@@ -193,15 +206,17 @@ class Live {
     try {
       const answer = await fetch(list)
       if (!answer.ok) throw Error(`${list}: the server answers ${answer.status}`)
-      this.checkpoints = (await answer.json()).map(({ folder, label }) => ({ folder: new URL(folder, list).href, label }))
+      this.checkpoints = (await answer.json()).map(({ folder, label }) =>
+        ({ folder: new URL(folder, list).href, label }))
       this.step.max = this.step.value = this.checkpoints.length - 1
       this.training.hidden = this.checkpoints.length < 2
-    } catch (error) { return this.fail(Error(`The model does not load (${error.message}): open the page again.`)) }
+    } catch (error) { return this.fail(unloaded(error)) }
     await this.open(this.checkpoints.length - 1)
   }
   async open(n) { // a checkpoint, which is read once
     const checkpoint = this.checkpoints[n]
     this.label.textContent = ` ${checkpoint.label}`
+    this.step.setAttribute("aria-valuetext", checkpoint.label)
     this.wanted = n
     checkpoint.model ??= Promise.all([load(checkpoint.folder),
       fetch(`${checkpoint.folder}/preprocessor_config.json`).then(answer => answer.json())])
@@ -211,10 +226,11 @@ class Live {
       Object.assign(this, { model, settings, vectors: null })
     } catch (error) {
       checkpoint.model = null
-      return this.fail(Error(`The model does not load (${error.message}): open the page again.`))
+      return this.fail(unloaded(error))
     }
     const { num_hidden_layers: layers, num_attention_heads: heads } = this.model.config.text_config
-    const options = (count, name) => Array.from({ length: count }, (_, i) => make("option", { value: i }, `${name} ${i + 1}`))
+    const options = (count, name) => Array.from({ length: count }, (_, i) =>
+      make("option", { value: i }, `${name} ${i + 1}`))
     this.layer.replaceChildren(...options(layers, "layer"))
     this.layer.hidden = layers < 2
     this.head.replaceChildren(make("option", { value: -1 }, "mean of the heads"), ...options(heads, "head"))
@@ -223,7 +239,7 @@ class Live {
   check(question) {
     if (!question) throw Error("The question is empty: type one, or choose one.")
     if (question.length > LONGEST)
-      throw Error(`The question is too long: it has ${question.length} letters, and at most ${LONGEST} are read.`)
+      throw Error(`The question is too long: it has ${question.length} letters, ${LONGEST} are read.`)
   }
   async ask() {
     const run = this.run = Symbol(), { model, settings, board } = this, question = this.question.value.trim()
@@ -267,9 +283,10 @@ class Live {
 }
 
 const here = name => new URL(name, import.meta.url).href
-if (document.querySelector("[data-live]")) document.head.append(make("link", { rel: "stylesheet", href: here("live.css") }))
+document.head.append(make("link", { rel: "stylesheet", href: here("live.css") }))
 for (const root of document.querySelectorAll("[data-live]")) {
-  const live = new Live(root), list = new URL(root.dataset.live || here("checkpoints.json"), document.baseURI).href
+  const live = new Live(root)
+  const list = new URL(root.dataset.live || here("checkpoints.json"), document.baseURI).href
   const near = new IntersectionObserver(([entry]) => { // the model is fetched when the reader gets there
     if (!entry.isIntersecting) return
     near.disconnect()
