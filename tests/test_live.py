@@ -1,10 +1,11 @@
 "The model in plain JavaScript: its numbers are Python's, and its page can be used."
-import base64, functools, gzip, http.server, io, json, random, shutil, threading
+import base64, functools, gzip, http.server, io, json, os, random, re, shutil, sys, threading
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from conftest import REPO
+from conftest import REPO, run
 from test_browser import DESK, PHONE, chromium, new_page # the browser that all tests use
 from nanovlm.data import easy_vqa
 from nanovlm.hub import load
@@ -34,17 +35,18 @@ def other_sizes(folder, rows):
 
 @pytest.fixture(scope="module")
 def served(rows, tmp_path_factory):
-    "The folder nbs on this machine, with a model of other sizes beside the tiny one; its address."
+    "The folder nbs on this machine, with a model of other sizes beside the tiny one; address, other folders."
     other = tmp_path_factory.mktemp("other")
     other_sizes(other, rows)
+    folders = dict(other=other)
     lists = {"/one": [["live/tiny", "the tiny model"]],
              "/two": [["other", "another one"], ["live/tiny", "the tiny model"]],
              "/none": [["nowhere", "not there"]]}
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
         def translate_path(self, path):
-            if path.startswith("/other/"): return str(other / path.rsplit("/", 1)[1])
-            return super().translate_path(path)
+            first, _, rest = path[1:].partition("/")
+            return str(folders[first] / rest) if first in folders else super().translate_path(path)
         def do_GET(self):
             name = self.path.removesuffix(".json").removesuffix(".html")
             if name not in lists: return super().do_GET()
@@ -59,8 +61,22 @@ def served(rows, tmp_path_factory):
     handler = functools.partial(Handler, directory=str(REPO / "nbs"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", other
+    yield f"http://127.0.0.1:{server.server_port}/", folders
     server.shutdown()
+
+PAGES = "index.html", "18_playground.html" # on which it answers
+
+@pytest.fixture(scope="module")
+def site(copy, served, tmp_path_factory):
+    "The address of a site of these two pages alone, which takes seconds to render."
+    if shutil.which("quarto"): pytest.skip("Quarto's own build is GitHub's business")
+    folder = tmp_path_factory.mktemp("site") / "copy"
+    shutil.copytree(copy, folder, symlinks=True)
+    for path in (folder / "nbs").rglob("*.ipynb"):
+        if path.with_suffix(".html").name not in PAGES: path.unlink()
+    run(["make", "-o", ".venv/dev", "site", f"BIN={os.path.dirname(sys.executable)}"], cwd=folder)
+    served[1]["site"] = folder / "_docs"
+    return served[0] + "site/"
 
 @pytest.fixture(scope="module")
 def window(chromium):
@@ -124,7 +140,7 @@ ANSWER = """([data, side, question]) => {
 
 @pytest.mark.parametrize("name", ["live/tiny", "other"])
 def test_same_numbers_as_python(bare, served, name):
-    model, processor = load(REPO / "nanovlm/tiny" if name == "live/tiny" else served[1])
+    model, processor = load(REPO / "nanovlm/tiny" if name == "live/tiny" else served[1]["other"])
     model = model.float().eval()
     bare.evaluate(OPEN, name)
     for row in easy_vqa("test").select(range(20)):
@@ -258,6 +274,15 @@ def test_draw_and_ask_by_mouse(app):
     before = page.inner_text(".live-seen")
     page.get_by_label("head", exact=True).select_option("1")
     assert page.inner_text(".live-seen") != before
+    page.get_by_role("button", name="ask").click() # of the same picture: the shade stays
+    page.wait_for_function("document.querySelector('[aria-pressed=true]')")
+    assert shaded(page)
+    page.locator("[value=red]").check()
+    page.locator("[value=circle]").check()
+    page.locator(".live-frame canvas").first.click(position=dict(x=150, y=90))
+    said(page, "circle")
+    page.get_by_label("choose a question").select_option("what color is the shape?")
+    said(page, "red")
     page.get_by_role("button", name="clear").click()
     page.locator("[value=pen]").check()
     page.locator("[value=green]").check()
@@ -269,6 +294,13 @@ def test_draw_and_ask_by_mouse(app):
     page.mouse.up()
     said(page, "green")
     assert not page.errors
+
+def shaded(page):
+    "Tell whether a token's attention lies over the picture."
+    return page.evaluate("""() => {
+        const {data} = document.querySelectorAll("canvas")[1].getContext("2d").getImageData(0, 0, 256, 256)
+        return data.some(byte => byte > 0)
+    }""")
 
 def middle(page, x, y):
     box = page.locator(".live-frame").bounding_box()
@@ -284,13 +316,15 @@ def test_draw_and_ask_by_keyboard(app):
     assert page.evaluate("document.activeElement.value") == "teal"
     press("Shift+Tab", "Shift+Tab", "Enter")
     said(page, "teal")
+    press("Tab", "ArrowLeft", "Tab", *["ArrowRight"] * 2, "Shift+Tab", "Shift+Tab", "Enter") # a red circle
+    said(page, "red")
     for _ in range(8):
         press("Tab")
         if page.evaluate("document.activeElement.type") == "text": break
     press("Control+a")
-    page.keyboard.type("is there a rectangle?")
+    page.keyboard.type("what shape is in the image?")
     press("Enter")
-    said(page, "yes")
+    said(page, "circle")
     for _ in range(4):
         press("Tab")
         if page.evaluate("document.activeElement.closest('.live-tokens') !== null"): break
@@ -304,7 +338,10 @@ def test_a_picture_from_a_file(app, trained, rows):
     image.resize((600, 400), Image.Resampling.BICUBIC).save(file, "png")
     page.set_input_files("[type=file]", dict(name="p.png", mimeType="image/png", buffer=file.getvalue()))
     said(page, ask(model, processor, file.getvalue(), "what color is the shape?"))
+    page.locator(".live-tokens button").first.hover()
+    assert shaded(page)
     page.get_by_role("button", name="clear").click()
+    assert not shaded(page)
     page.wait_for_function("document.querySelector('.live-note').textContent.includes('included')")
     page.evaluate("""text => {
         const transfer = new DataTransfer()
@@ -334,7 +371,7 @@ def test_what_goes_wrong_is_said(app):
     page.wait_for_function("document.querySelector('.live-error')?.textContent.includes('404')")
     assert "open the page again" in error()
 
-def test_slider_through_training(app):
+def test_checkpoints_of_another_shape(app):
     page = app()
     assert page.locator(".live-training").is_hidden()
     page = app("two")
@@ -347,6 +384,83 @@ def test_slider_through_training(app):
     page.keyboard.press("ArrowRight")
     said(page, "red")
     assert not page.errors
+
+CHECKPOINTS = json.loads((LIVE / "checkpoints.json").read_text())
+
+def test_checkpoints_lead_to_the_tiny_model():
+    tiny = load_file(LIVE / "tiny/model.safetensors")
+    distances = []
+    for entry in CHECKPOINTS:
+        weights = load_file(LIVE / entry["folder"] / entry["weights"])
+        assert {n: t.shape for n, t in weights.items()} == {n: t.shape for n, t in tiny.items()}
+        distances.append(sum((tiny[name] - weights[name]).square().sum().item() for name in tiny))
+    assert distances[-1] == 0 and distances == sorted(distances, reverse=True)
+
+def test_slider_shows_what_is_learnt_when(window, site, tmp_path):
+    page = window
+    page.set_viewport_size(DESK)
+    page.errors.clear()
+    page.goto(site + PAGES[0])
+    page.locator("[data-live]").scroll_into_view_if_needed()
+    said(page, "red")
+    drawn = page.evaluate("document.querySelector('canvas').toDataURL().split(',')[1]")
+    answers = []
+    for n, entry in enumerate(CHECKPOINTS):
+        shutil.copytree(LIVE / entry["folder"], tmp_path, dirs_exist_ok=True)
+        shutil.copy(LIVE / entry["folder"] / entry["weights"], tmp_path / "model.safetensors")
+        model, processor = load(tmp_path)
+        answer = ask(model.float(), processor, base64.b64decode(drawn), "what color is the shape?")
+        slider = page.locator(".live-training input")
+        slider.fill(str(n))
+        said(page, answer.strip() or "(nothing)")
+        assert slider.get_attribute("aria-valuetext") == entry["label"]
+        answers.append(answer)
+    assert answers[0] != "red" and answers[-1] == "red"
+    assert not page.errors
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_answers_on_the_site(window, site, name, scheme):
+    page, asked_for = window, []
+    page.set_viewport_size(DESK)
+    page.emulate_media(color_scheme=scheme)
+    page.errors.clear()
+    page.on("request", note := lambda request: asked_for.append(request.url))
+    page.goto(site + name)
+    page.locator("[data-live]").scroll_into_view_if_needed()
+    said(page, "red")
+    page.locator(".live-tokens button").first.hover()
+    assert shaded(page)
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    for part in ".live-answer", ".live-form input", ".live-tokens button": # can be read
+        text, ground = page.evaluate(COLOURS, part)
+        assert abs(brightness(text) - brightness(ground)) > 150, part
+    page.remove_listener("request", note)
+    page.emulate_media(color_scheme="light")
+    elsewhere = [url for url in asked_for if not url.startswith((site, "data:"))]
+    assert all(re.search("katex|fonts.googleapis|colab-badge", url) for url in elsewhere) # as on every page
+    assert len([url for url in asked_for if "/live/" in url and "safetensors" in url]) == 1
+    assert not page.errors
+
+def test_page_to_send_to_a_friend(window, served):
+    page = window
+    page.errors.clear()
+    page.set_viewport_size(PHONE)
+    page.goto(served[0] + "live/")
+    said(page, "red")
+    assert page.locator(".live-training").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert not page.errors
+
+COLOURS = """part => {
+    let element = document.querySelector(part)
+    const text = getComputedStyle(element).color, ground = element => getComputedStyle(element).backgroundColor
+    while (ground(element) == "rgba(0, 0, 0, 0)") element = element.parentElement
+    return [text, ground(element)]
+}"""
+
+def brightness(color): return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
 
 def test_fits_a_phone(app):
     page = app("two", PHONE)
@@ -364,6 +478,7 @@ def test_can_be_read_and_is_light():
     names = "config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors"
     files = [file for file in LIVE.glob("*.*") if file.is_file()] + [LIVE / "tiny" / name for name in names]
     assert sum(len(gzip.compress(file.read_bytes())) for file in files) <= 1.3e6
+    assert max(file.stat().st_size for file in LIVE.glob("training/*")) <= 600_000
 
 def test_a_page_opened_as_a_file_says_why_nothing_happens(chromium, tmp_path):
     shutil.copytree(LIVE, tmp_path / "live")

@@ -8,7 +8,8 @@ export async function open_image(file) { // -> ImageData, upright, what is trans
   const { width, height } = bitmap
   if (width * height > MAX_PIXELS)
     throw Error(`${file.name} has ${width} × ${height} pixels, and at most ${MAX_PIXELS} are read: shrink it`)
-  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d")
+  const context = Object.assign(document.createElement("canvas"), { width, height })
+    .getContext("2d", { alpha: false, willReadFrequently: true })
   context.fillStyle = "#fff"
   context.fillRect(0, 0, width, height)
   context.drawImage(bitmap, 0, 0)
@@ -37,25 +38,32 @@ function coefficients(size, wanted, [support, filter]) {
   })
 }
 
-function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels, or columns
-  const { data, width, height } = image
-  const resized = new ImageData(rows ? wanted : width, rows ? height : wanted), out = resized.data
-  const [lines, size, line_step, step] = rows ? [height, width, width * 4, 4] : [width, height, 4, width * 4]
-  const [out_line, out_step] = rows ? [wanted * 4, 4] : [4, width * 4]
-  const all = coefficients(size, wanted, filter)
-  for (let line = 0; line < lines; line++) for (let n = 0; n < wanted; n++) {
-    const [first, weights] = all[n], to = line * out_line + n * out_step
-    let red = 2 ** 21, green = red, blue = red // a half, to round
-    for (let i = 0, from = line * line_step + first * step; i < weights.length; i++, from += step) {
-      red += data[from] * weights[i]
-      green += data[from + 1] * weights[i]
-      blue += data[from + 2] * weights[i]
-    }
-    out[to] = red >> 22 // what is below 0 or above 255 is clipped
-    out[to + 1] = green >> 22
-    out[to + 2] = blue >> 22
-    out[to + 3] = 255
+// Writes one pixel, the weighted sum of old ones. Numbers are whole and below 2³¹; `| 0` keeps them so: fast.
+function weigh(pixels, from, step, weights, out, to) {
+  let red = 2 ** 21, green = red, blue = red // a half, to round
+  for (let i = 0; i < weights.length; i++, from += step) {
+    const pixel = pixels[from], weight = weights[i] // red is a pixel's lowest byte
+    red = red + Math.imul(pixel & 255, weight) | 0
+    green = green + Math.imul(pixel >> 8 & 255, weight) | 0
+    blue = blue + Math.imul(pixel >> 16 & 255, weight) | 0
   }
+  out[to] = red >> 22 // what is below 0 or above 255 is clipped
+  out[to + 1] = green >> 22
+  out[to + 2] = blue >> 22
+  out[to + 3] = 255
+}
+
+function along(image, wanted, filter, rows) { // resizes rows to `wanted` pixels, or columns
+  const { data, width, height } = image, pixels = new Uint32Array(data.buffer)
+  const resized = new ImageData(rows ? wanted : width, rows ? height : wanted)
+  const [lines, size, line_step, step] = rows ? [height, width, width, 1] : [width, height, 1, width]
+  const [out_line, out_step] = rows ? [wanted * 4, 4] : [4, width * 4]
+  coefficients(size, wanted, filter).forEach(([first, weights], n) => {
+    for (let line = 0; line < lines; line++) {
+      const from = line * line_step + first * step
+      weigh(pixels, from, step, weights, resized.data, line * out_line + n * out_step)
+    }
+  })
   return resized
 }
 

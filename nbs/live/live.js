@@ -94,6 +94,7 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
   }
   finish() { // a picture that was opened is now one that was drawn on
     this.opened = null
+    this.preview(false)
     this.changed()
   }
   pen(event) {
@@ -140,6 +141,7 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
       const whole = make("canvas", { width: this.opened.width, height: this.opened.height })
       whole.getContext("2d").putImageData(this.opened, 0, 0)
       this.context.drawImage(whole, 0, 0, SIDE, SIDE) // as the model sees it: a square
+      this.preview(false)
       this.changed()
     } catch (error) { fail(error) }
   }
@@ -164,7 +166,11 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
 
 class Live {
   constructor(root) {
-    this.board = new Board(() => { this.vectors = null; this.ask() }, error => this.fail(error))
+    const changed = () => {
+      this.vectors = this.looking = null
+      this.ask()
+    }
+    this.board = new Board(changed, error => this.fail(error))
     this.question = make("input", { type: "text", value: QUESTIONS[0], "aria-label": "question",
       autocomplete: "off" })
     const choose = make("select", { "aria-label": "choose a question",
@@ -194,7 +200,7 @@ class Live {
     root.replaceChildren(
       make("div", { class: "live-left" }, this.board.frame, this.board.tools),
       make("div", { class: "live-right" },
-        form, this.error, this.answer, this.looks, this.training, this.note))
+        form, this.training, this.error, this.answer, this.looks, this.note))
   }
   fail(error) {
     this.error.textContent = error.message
@@ -202,12 +208,15 @@ class Live {
     for (const text of [this.answer, this.note]) text.textContent = ""
     this.board.preview(false)
   }
-  async start(list) { // the address of a list of checkpoints: [{folder, label}, …]
+  async read(list) { // an address -> [{folder, weights, label}, …]
+    const answer = await fetch(list)
+    if (!answer.ok) throw Error(`${list}: the server answers ${answer.status}`)
+    return (await answer.json()).map(entry => ({ ...entry, folder: new URL(entry.folder, list).href }))
+  }
+  async start(address) { // of a model's folder, or of a list of checkpoints
     try {
-      const answer = await fetch(list)
-      if (!answer.ok) throw Error(`${list}: the server answers ${answer.status}`)
-      this.checkpoints = (await answer.json()).map(({ folder, label }) =>
-        ({ folder: new URL(folder, list).href, label }))
+      const alone = !address.endsWith(".json")
+      this.checkpoints = alone ? [{ folder: address, label: "" }] : await this.read(address)
       this.step.max = this.step.value = this.checkpoints.length - 1
       this.training.hidden = this.checkpoints.length < 2
     } catch (error) { return this.fail(unloaded(error)) }
@@ -218,7 +227,7 @@ class Live {
     this.label.textContent = ` ${checkpoint.label}`
     this.step.setAttribute("aria-valuetext", checkpoint.label)
     this.wanted = n
-    checkpoint.model ??= Promise.all([load(checkpoint.folder),
+    checkpoint.model ??= Promise.all([load(checkpoint.folder, checkpoint.weights),
       fetch(`${checkpoint.folder}/preprocessor_config.json`).then(answer => answer.json())])
     try {
       const [model, settings] = await checkpoint.model
@@ -229,11 +238,16 @@ class Live {
       return this.fail(unloaded(error))
     }
     const { num_hidden_layers: layers, num_attention_heads: heads } = this.model.config.text_config
-    const options = (count, name) => Array.from({ length: count }, (_, i) =>
-      make("option", { value: i }, `${name} ${i + 1}`))
-    this.layer.replaceChildren(...options(layers, "layer"))
+    const offer = (select, count, name, ...first) => { // what was chosen stays, if it is still there
+      const options = Array.from({ length: count }, (_, i) =>
+        make("option", { value: i }, `${name} ${i + 1}`))
+      const chosen = Math.max(0, select.selectedIndex)
+      select.replaceChildren(...first, ...options)
+      select.selectedIndex = chosen < select.length ? chosen : 0
+    }
+    offer(this.layer, layers, "layer")
+    offer(this.head, heads, "head", make("option", { value: -1 }, "mean of the heads"))
     this.layer.hidden = layers < 2
-    this.head.replaceChildren(make("option", { value: -1 }, "mean of the heads"), ...options(heads, "head"))
     await this.ask()
   }
   check(question) {
@@ -249,29 +263,34 @@ class Live {
       this.check(question)
       const start = performance.now(), kept = this.vectors
       this.vectors ??= model.encode(preprocess(board.pixels, model.config.vision_config.image_size, settings))
+      let text = ""
       this.steps = []
       for (const step of model.stream(this.vectors, question)) {
         this.steps.push(step)
-        const text = model.tokenizer.decode(this.steps.map(({ id }) => id)).trim()
-        if (!text.endsWith("\ufffd")) this.answer.textContent = text || "(nothing)" // half a letter waits
+        text = model.tokenizer.decode(this.steps.map(({ id }) => id)).trim()
+        if (!text.endsWith("\ufffd")) this.answer.textContent = text // half a letter waits
         await pause()
         if (this.run != run) return // something else was asked meanwhile
       }
+      this.answer.textContent = text || "(nothing)"
       this.show(performance.now() - start, kept)
     } catch (error) { this.fail(error) }
   }
   show(time, kept) { // what the answer's tokens are, and how long they took
+    const { tokenizer } = this.model, { texts } = tokenizer, decode = ids => tokenizer.decode(ids)
+    this.token = 0
     this.tokens.replaceChildren(...this.steps.map(({ id }, n) => make("button", { type: "button",
       mouseenter: () => this.look(n), focus: () => this.look(n), click: () => this.look(n) },
-      this.model.tokenizer.decode([id]).trim() || this.model.tokenizer.texts[id].match(/\w+/)?.[0] || "␣")))
+      decode([id]).trim() || texts[id]?.match(/\w+/)?.[0] || "␣"))) // a special token's name
     this.looks.hidden = false
     this.seen.textContent = "Point at a token: where did it look?"
+    if (this.looking) this.look(0) // the same picture: its shade goes on
     const picture = kept ? "the picture's vectors were kept" : "the picture included"
     this.note.textContent = `Answered on this computer in ${Math.round(time)} ms, ${picture}.`
-    this.token = 0
   }
   look(n = this.token) {
     this.token = n
+    this.looking = true
     const { looks, seen } = this.steps[n], heads = looks[this.layer.value], head = Number(this.head.value)
     const chosen = head < 0 ? heads : [heads[head]]
     const mean = chosen[0].map((_, i) => chosen.reduce((sum, weights) => sum + weights[i] / chosen.length, 0))
@@ -286,11 +305,11 @@ const here = name => new URL(name, import.meta.url).href
 document.head.append(make("link", { rel: "stylesheet", href: here("live.css") }))
 for (const root of document.querySelectorAll("[data-live]")) {
   const live = new Live(root)
-  const list = new URL(root.dataset.live || here("checkpoints.json"), document.baseURI).href
+  const address = new URL(root.dataset.live || here("checkpoints.json"), document.baseURI).href
   const near = new IntersectionObserver(([entry]) => { // the model is fetched when the reader gets there
     if (!entry.isIntersecting) return
     near.disconnect()
-    live.start(list)
+    live.start(address)
   }, { rootMargin: "300px" })
   near.observe(root)
 }

@@ -191,8 +191,8 @@ export class VisionLanguageModel {
     }
   }
 }
-export async function load(folder) { // its address
-  const names = ["config.json", "tokenizer.json", "model.safetensors"]
+export async function load(folder, weights_file = "model.safetensors") { // its address; a file in it
+  const names = ["config.json", "tokenizer.json", weights_file]
   const files = await Promise.all(names.map(name => fetch(`${folder}/${name}`)))
   for (const { ok, url, status } of files) if (!ok) throw Error(`${url}: the server answers ${status}`)
   const [config, tokenizer, weights] = files

@@ -1,0 +1,45 @@
+"""Train the tiny model once more, as `nanovlm demo` does, and keep what it was on the way: for the slider on the site.
+
+The last step has to be the model that comes with the package, to the last bit; else nothing is kept."""
+from pathlib import Path
+import torch
+from nanovlm.data import easy_vqa, split_rows
+from nanovlm.hub import load
+from nanovlm.processor import tiny_model
+from nanovlm.training import TrainConfig, train
+from nanovlm.weights import write_json
+from safetensors.torch import save_file
+
+STEPS = 0, 20, 60, 120, 240, 480
+LIVE = Path(__file__).parent.parent / "nbs/live"
+
+def snapshot(model): # as in the file, without the head, which is tied to the embedding
+    parameters = model.state_dict().items()
+    return {f"model.{name}": tensor.detach().clone() for name, tensor in parameters if name != "lm_head.weight"}
+
+def snapshots():
+    "The weights after so many steps, by number of steps, and those after the last step."
+    rows, valid_rows = split_rows(easy_vqa("train"))
+    model, processor = tiny_model(rows)
+    kept = {0: snapshot(model)}
+    def keep(line):
+        if line["step"] in STEPS: kept[line["step"]] = snapshot(model)
+        return {}
+    train(model, processor, rows, TrainConfig(output_dir="", progress=False), valid_rows, measure=keep)
+    return kept, snapshot(model)
+
+def write(kept): # steps: weights
+    "Write them in bfloat16, and the list that the page reads. They share the other files of the trained model."
+    for step, weights in kept.items():
+        halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
+        save_file(halves, LIVE / f"training/{step:03}.safetensors")
+    labels = {f"../training/{step:03}.safetensors": f"after {step} steps of training" for step in kept}
+    labels["model.safetensors"] = "after 720 steps: trained"
+    write_json(LIVE / "checkpoints.json", [dict(folder="tiny", weights=w, label=l) for w, l in labels.items()])
+
+if __name__ == "__main__":
+    kept, last = snapshots()
+    tiny = snapshot(load("tiny")[0])
+    differ = [name for name in tiny if not torch.equal(tiny[name], last[name])]
+    assert not differ, f"another model than the package's (the number of threads counts, too): {differ}"
+    write(kept)
