@@ -151,6 +151,7 @@ class Board { // a square to draw on, by mouse, finger or keyboard, or to open a
     context.clearRect(0, 0, SIDE, SIDE)
     Object.assign(context, { font: "13px sans-serif", textAlign: "center", textBaseline: "middle" })
     context.lineWidth = 3
+    context.setLineDash([]) // the preview has dashes
     shares.forEach((share, n) => {
       const x = n % grid * cell, y = Math.floor(n / grid) * cell
       context.fillStyle = `rgba(30, 30, 40, ${0.6 * (1 - share / most)})`
