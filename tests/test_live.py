@@ -35,7 +35,7 @@ def other_sizes(folder, rows):
 
 @pytest.fixture(scope="module")
 def served(rows, tmp_path_factory):
-    "The folder nbs on this machine, with a model of other sizes beside the tiny one; address, other folders."
+    "The folder nbs on this machine, with a model of other sizes beside it; its address, and other folders."
     other = tmp_path_factory.mktemp("other")
     other_sizes(other, rows)
     folders = dict(other=other)
@@ -446,7 +446,7 @@ def test_answers_on_the_site(window, site, name, scheme):
     page.remove_listener("request", note)
     page.emulate_media(color_scheme="light")
     elsewhere = [url for url in asked_for if not url.startswith((site, "data:"))]
-    assert all(re.search("katex|fonts.googleapis|colab-badge", url) for url in elsewhere) # as on every page
+    assert all(map(AS_ON_EVERY_PAGE.search, elsewhere))
     assert len([url for url in asked_for if "/live/" in url and "safetensors" in url]) == 1
     assert not page.errors
 
@@ -460,9 +460,11 @@ def test_page_to_send_to_a_friend(window, served):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert not page.errors
 
+AS_ON_EVERY_PAGE = re.compile("/katex|fonts.googleapis|colab-badge")
 COLOURS = """part => {
     let element = document.querySelector(part)
-    const text = getComputedStyle(element).color, ground = element => getComputedStyle(element).backgroundColor
+    const text = getComputedStyle(element).color
+    const ground = element => getComputedStyle(element).backgroundColor
     while (ground(element) == "rgba(0, 0, 0, 0)") element = element.parentElement
     return [text, ground(element)]
 }"""
