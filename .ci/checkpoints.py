@@ -1,4 +1,4 @@
-"""Train the tiny model once more, as `nanovlm demo` does, and keep what it was on the way, for the site's slider.
+"""Train the tiny model once more, as `nanovlm demo` does, and keep what it was on the way, for the slider.
 
 After the last step it must be the model of the package, to the last bit; else nothing is kept."""
 from pathlib import Path
