@@ -96,7 +96,7 @@ def test_random_tokens_are_the_same_each_time_and_fit_the_context():
     handle = decoder.register_forward_pre_hook(lambda *given: seen.append(given[2]["x"]), with_kwargs=True)
     first, second = random_squares(decoder), random_squares(decoder)
     handle.remove()
-    assert seen[0].shape == (1, 24, 64) and torch.equal(*seen)
+    assert seen[0].shape == (16, 24, 64) and torch.equal(*seen)
     assert len(first) == 7 and all(torch.equal(first[layer], second[layer]) for layer in first)
 
 @pytest.mark.parametrize("weights, options", [("int8", ()), ("int4", [()])])
